@@ -1,0 +1,60 @@
+"""Run a command's body: signals, errors and exit codes in one place."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from minitron_cli.errors import MinitronError
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; like Ctrl-C it unwinds the stack, so that locks and files are let go."""
+
+
+def _on_sigterm(number: int, frame: Any) -> NoReturn:
+    raise Terminated
+
+
+def execute(body: Callable[[], Any], *, quiet: bool, as_json: bool, show: Callable[[Any], str]) -> None:
+    """Run `body`, print its result (as one JSON object or for people), and exit with the contract's code.
+
+    0 done; 2 the user's input; 1 our bug or the machine; 130 Ctrl-C; 143 SIGTERM.
+    """
+    from minitron_cli.runtime.progress import set_quiet
+
+    set_quiet(quiet)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        result = body()
+        print(json.dumps(result, ensure_ascii=False) if as_json else show(result), flush=True)
+    except MinitronError as error:
+        fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, Terminated) as stop:
+        code = 130 if isinstance(stop, KeyboardInterrupt) else 143
+        fail("Stopped. What was finished is kept; the same command continues from the last checkpoint.", code)
+    except BrokenPipeError:  # the reader of stdout went away (`| head`): not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fail("The disk is full; free some space and run the same command again.", 1)
+        if isinstance(error, PermissionError):
+            fail(f"Permission denied: {error.filename}; choose another place or change its permissions.", 2)
+        raise
+    except MemoryError:
+        fail("Out of memory; use a smaller --batch-size, --micro-batch or model.", 1)
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
+            fail("The device ran out of memory; use a smaller --batch-size or --micro-batch.", 1)
+        raise
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """One sentence on stderr, and out."""
+    print(f"minitron: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(code)

@@ -1,0 +1,115 @@
+"""Stage configurations: frozen dataclasses whose fields are also the command line's options.
+
+A field is declared once, with its type, bounds, default and help. Construction validates every value with pydantic
+(imported only then, so that `minitron --help` stays light); unknown keys are errors that name the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Self, get_type_hints
+
+from minitron_cli.errors import ConfigError
+
+
+def option(default: Any, help: str, *, flag: str = "", keyed: bool = True) -> Any:
+    """A field that is a `--name` option. `keyed=False`: the value cannot change what the stage writes."""
+    metadata = {"help": help, "flag": flag, "keyed": keyed, "kind": "option"}
+    if isinstance(default, (list, dict)):
+        raise TypeError("use a tuple for a repeated option")
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def required(help: str, *, flag: str = "", keyed: bool = True) -> Any:
+    """A `--name` option without a default."""
+    return dataclasses.field(metadata={"help": help, "flag": flag, "keyed": keyed, "kind": "option"})
+
+
+def argument(help: str, *, keyed: bool = True) -> Any:
+    """A positional argument. Paths of inputs are fingerprinted, so they pass `keyed=False`."""
+    return dataclasses.field(metadata={"help": help, "flag": "", "keyed": keyed, "kind": "argument"})
+
+
+@cache
+def _adapter(cls: type, name: str) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(get_type_hints(cls, include_extras=True)[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Base of every stage's configuration."""
+
+    def __post_init__(self) -> None:
+        from pydantic import ValidationError
+
+        for field in dataclasses.fields(self):
+            try:
+                value = _adapter(type(self), field.name).validate_python(getattr(self, field.name))
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = field.name.replace("_", "-")
+                shown = first.get("input", getattr(self, field.name))
+                raise ConfigError(f"--{where}: {first['msg']} (got {shown!r}).") from None
+            object.__setattr__(self, field.name, value)
+        self.check()
+
+    def check(self) -> None:
+        """Cross-field rules; override and raise ConfigError."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, where: str = "") -> Self:
+        """Build from a recipe section or JSON; `where` is the prefix shown in errors.
+
+        Raises:
+            ConfigError: an unknown or missing key, or a value out of bounds.
+        """
+        check_keys(values, [field.name for field in dataclasses.fields(cls)], where=where)
+        for field in dataclasses.fields(cls):
+            if field.default is dataclasses.MISSING and field.name not in values:
+                raise ConfigError(f"{where}{field.name} is required: {field.metadata['help']}")
+        return cls(**values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values of all fields."""
+        return {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def key(self) -> dict[str, Any]:
+        """The part of the configuration that decides what the stage writes."""
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.metadata.get("keyed", True)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingConfig(StageConfig):
+    """A stage that writes one directory."""
+
+    out: Path = required("Directory to write; appears only when complete.", keyed=False)
+    force: bool = option(False, "Replace an existing output directory.", keyed=False)
+
+
+def check_keys(values: Mapping[str, Any], allowed: list[str], *, where: str = "") -> None:
+    """Refuse keys that are not in `allowed`, naming the nearest valid one."""
+    for key in values:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(allowed))}."
+            raise ConfigError(f"Unknown key '{where}{key}'; {hint}")
+
+
+def plain(value: Any) -> Any:
+    """Paths to strings, tuples to lists, recursively: what JSON can hold."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value

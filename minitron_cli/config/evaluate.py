@@ -1,0 +1,50 @@
+"""Options of `minitron eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+
+from minitron_cli.config.base import WritingConfig, argument, option
+from minitron_cli.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(WritingConfig):
+    """Measure a checkpoint: lm-evaluation-harness tasks, perplexity, bits per byte."""
+
+    checkpoint: str = argument("Checkpoint to evaluate: a directory or a Hub id.", keyed=False)
+    data: Path | None = option(
+        None, "Prepared data set; perplexity and bits per byte on its validation split.", keyed=False
+    )
+    data_split: Literal["train", "validation"] = option("validation", "Split of --data to measure.")
+    tasks: tuple[str, ...] = option((), "Harness tasks or groups, separated by commas: `mmlu,arc_easy`.")
+    data_dir: Path | None = option(
+        None, "Folder with the tasks' files, so that nothing is downloaded: MMLU as CSV (dev/, test/).", keyed=False
+    )
+    limit: Annotated[int, Ge(1)] | None = option(None, "Questions per task (per subject for mmlu); default all.")
+    num_fewshot: Annotated[int, Ge(0)] | None = option(
+        None, "Solved examples before each question; default is the task's standard, 5 for mmlu."
+    )
+    batch_size: Annotated[int, Ge(1)] = option(8, "Sequences per forward pass.", keyed=False)
+    max_sequences: Annotated[int, Ge(1)] | None = option(None, "Sequences of --data to read; default all.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.", keyed=False)
+    dtype: str = option("auto", "auto (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16 or float16.")
+
+    def __post_init__(self) -> None:
+        given: Any = (self.tasks,) if isinstance(self.tasks, str) else self.tasks
+        if isinstance(given, (tuple, list)) and all(
+            isinstance(item, str) for item in given
+        ):  # anything else is for the validation to refuse
+            names = [name.strip() for item in given for name in item.split(",")]
+            object.__setattr__(self, "tasks", tuple(dict.fromkeys(name for name in names if name)))
+        super().__post_init__()
+
+    def check(self) -> None:
+        if self.data is None and not self.tasks:
+            raise ConfigError("eval needs --tasks (such as mmlu), --data (a prepared data set), or both.")
+        if self.data_dir is not None and not self.tasks:
+            raise ConfigError("--data-dir holds files of tasks; say which with --tasks, such as --tasks mmlu.")

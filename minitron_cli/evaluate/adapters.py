@@ -1,0 +1,98 @@
+"""Where the harness's classes meet ours. Importing this module imports lm_eval; do so inside functions only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.huggingface import HFLM
+
+from minitron_cli.evaluate.mmlu import SPLITS, read_rows, subject_file
+from minitron_cli.evaluate.perplexity import backbone_output, head_logits
+
+Request = tuple[tuple[str, str], list[int], list[int]]
+"""(context, continuation) as text, then the ids of each."""
+
+
+@contextmanager
+def rows_from(folder: Path) -> Iterator[None]:
+    """Tasks built inside read MMLU's CSV files in `folder`; name, prompt, metric and groups stay the harness's.
+
+    `download` is the method that the harness lets tasks override; its task index has no way to name a subclass for
+    the members of a group, hence the exchange on the class itself.
+    """
+
+    def download(self: Any, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        splits = {split: read_rows(subject_file(folder, str(self.DATASET_NAME), split)) for split in SPLITS}
+        self.dataset = DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
+
+    original = ConfigurableTask.download
+    ConfigurableTask.download = download
+    try:
+        yield
+    finally:
+        ConfigurableTask.download = original
+
+
+class LanguageModel(HFLM):  # type: ignore[misc]
+    """The harness's model class, with the output head applied only where a continuation is scored.
+
+    The stock class computes logits and their softmax at every position of the prompt: with 128k words, eight prompts
+    of 2,000 tokens are 8 GB. `answered(done, total)` is called after each batch; `truncated` counts prompts that did
+    not fit into the model's context and lost their beginning.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, answered: Callable[[int, int], None]) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        self._answered = answered
+        self.truncated = 0
+
+    @torch.no_grad()
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """Per request: the log-probability of the continuation in nats, and whether greedy decoding gives it."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, (_, context, continuation) in enumerate(requests):
+            whole = (context + continuation)[-(self.max_length + 1) :]
+            members = groups.setdefault(tuple(whole[:-1]), [])  # " A" to " D" after one prompt: one row
+            self.truncated += not members and len(whole) < len(context) + len(continuation)
+            members.append(index)
+        rows = sorted(groups, key=lambda ids: (-len(ids), ids))
+        answers: dict[int, tuple[float, bool]] = {}
+        size = override_bs or self.batch_size
+        for start in range(0, len(rows), size):
+            batch = rows[start : start + size]
+            wanted = [[(index, requests[index][2]) for index in groups[row]] for row in batch]
+            answers.update(self._score(batch, wanted))
+            if override_bs is None:  # else one of many calls, and `len(requests)` is not the total
+                self._answered(len(answers), len(requests))
+        return [answers[index] for index in range(len(requests))]
+
+    def _score(
+        self, batch: Sequence[tuple[int, ...]], wanted: Sequence[Sequence[tuple[int, list[int]]]]
+    ) -> dict[int, tuple[float, bool]]:
+        """Score continuations, each ending one position after its row of input ids. Keys are request indices."""
+        ids = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)  # padded right: causal, so nothing sees it
+        for row, tokens in enumerate(batch):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+        output = backbone_output(self.model, ids.to(self.device))
+        keep = max(len(continuation) for row in wanted for _, continuation in row)
+        ends = torch.tensor([len(tokens) for tokens in batch])[:, None]
+        places = (ends - keep + torch.arange(keep)).clamp(min=0).to(self.device)  # (rows, keep)
+        hidden = output.last_hidden_state
+        hidden = hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[-1]))
+        scores = head_logits(self.model, output, hidden).log_softmax(-1)  # (rows, keep, vocab)
+        found = {}
+        for row, continuations in enumerate(wanted):
+            for index, continuation in continuations:
+                target = torch.tensor(continuation, device=self.device)
+                part = scores[row, keep - len(continuation) :]
+                total = float(part.gather(-1, target[:, None]).sum())
+                found[index] = (total, bool((part.argmax(-1) == target).all()))
+        return found

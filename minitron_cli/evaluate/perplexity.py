@@ -1,0 +1,102 @@
+"""Perplexity and bits per byte, without ever holding the logits of a whole batch.
+
+Hidden states go through the model's own output head a few positions at a time. "Own" is meant literally: the stock
+forward runs with its backbone replaced by the finished hidden states, so that soft-caps, logit scales and biases of
+every family apply without being listed here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from minitron_cli.errors import InputError, RunError
+from minitron_cli.runtime.progress import Progress
+from minitron_cli.tokens import Split
+
+CHUNK_ELEMENTS = 1 << 24
+"""Logits computed at once; 64 MiB in fp32, with a few times that as temporaries of the cross-entropy."""
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """`loss` in nats per predicted token; `tokens` is how many were predicted."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+
+
+def backbone_output(model: Any, input_ids: Tensor) -> Any:
+    """The output of the model without its head for (batch, seq) ids; `.last_hidden_state` is (batch, seq, hidden)."""
+    return model.base_model(input_ids=input_ids, use_cache=False)
+
+
+def head_logits(model: Any, output: Any, hidden: Tensor) -> Tensor:
+    """Logits (batch, positions, vocab) in fp32 of some hidden states (batch, positions, hidden) taken from `output`."""
+    finished = type(output)(**{**output, "last_hidden_state": hidden})
+    placeholder = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+    backbone = model.base_model
+    backbone.forward = lambda *args, **kwargs: finished
+    try:
+        logits: Tensor = model(input_ids=placeholder, use_cache=False).logits
+    finally:
+        del backbone.forward  # the class's own is visible again
+    return logits.float()
+
+
+@torch.no_grad()
+def token_losses(model: Any, input_ids: Tensor, *, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
+    """Cross-entropy in nats of every next token: ids (batch, seq) give (batch, seq - 1) in fp32."""
+    output = backbone_output(model, input_ids)
+    batch, length = input_ids.shape
+    step = max(1, chunk_elements // (batch * model.config.get_text_config().vocab_size))
+    losses = torch.empty(batch, length - 1, device=input_ids.device)
+    for start in range(0, length - 1, step):
+        end = min(start + step, length - 1)
+        logits = head_logits(model, output, output.last_hidden_state[:, start:end])
+        # (batch, vocab, positions) is the layout that cross_entropy takes for more than one axis of targets
+        losses[:, start:end] = cross_entropy(logits.mT, input_ids[:, start + 1 : end + 1], reduction="none")
+    return losses
+
+
+def evaluate_split(
+    model: Any,
+    split: Split,
+    *,
+    batch_size: int,
+    max_sequences: int | None = None,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """Predict every token of the first `max_sequences` sequences from those before it in the same sequence.
+
+    Tokens that the split's mask excludes are context only. Sums are kept in fp64.
+
+    Raises:
+        InputError: no token is a target.
+        RunError: the loss is not a finite number.
+    """
+    sequences = min(len(split), max_sequences or len(split))
+    nats, tokens = 0.0, 0
+    for start in range(0, sequences, batch_size):
+        rows = range(start, min(start + batch_size, sequences))
+        targets = torch.from_numpy(split.targets(rows)[:, 1:])
+        losses = token_losses(model, torch.from_numpy(split.rows(rows)).to(device)).cpu()
+        nats += float(losses[targets].double().sum())
+        tokens += int(targets.sum())
+        if not math.isfinite(nats):
+            raise RunError(f"The loss is {nats} on sequences {rows.start} to {rows.stop - 1}; try --dtype float32.")
+        if progress is not None:
+            progress.advance(len(rows), rated=targets.numel(), note=f"loss {nats / max(tokens, 1):.4f}")
+    if tokens == 0:
+        raise InputError(f"No token of the {split.name} split is a target; prepare the data without an empty mask.")
+    loss = nats / tokens
+    bits = nats / math.log(2) / (tokens * split.bytes_per_token)
+    return Perplexity(loss, math.exp(min(loss, 700.0)), bits, tokens)  # exp(710) would overflow

@@ -1,0 +1,266 @@
+"""What a family file says: two tables (tensors on disk, taps in the stock model) and the facts weights cannot show.
+
+Everything here is data with small readings of a `config.json` dictionary. No torch, no transformers.
+
+Vocabulary
+    axis      a size of the architecture: hidden, ffn, heads (as `group` inside `kv_heads`), head_dim, layers, ...
+    tag       a word a layer rule gives a layer ("moe", "mamba", "sliding_attention"); tensors and taps may require one
+    condition a config key that must be truthy ("attention_bias") or falsy ("!tie_word_embeddings")
+
+Absent and null differ, as in the stock config classes: an absent key takes the class's field default (`defaults`), an
+explicit null takes what the class computes from null (`Axis.default`), or means "none".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from minitron_cli.errors import FamilyError, ShapeError
+from minitron_cli.families.expression import parse, size
+from minitron_cli.families.reading import Config, LayerRule, formula, holds, lookup
+
+__all__ = [
+    "BYTES", "Axis", "Config", "Divides", "Family", "LayerRule", "Norm", "Rotary", "Tap", "Tensor",
+    "formula", "holds", "lookup",
+]  # fmt: skip
+
+BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+"""Bytes per element of the safetensors dtypes."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A size of the architecture.
+
+    `key` is its config key (dots descend into nested sections); `default` is what the stock class computes when the
+    key is absent or null: a number or a left-to-right formula over other axes ("hidden // heads", "4 * hidden").
+    An axis without a key is always derived. `prunable` axes may be cut; `why_not` quotes the stock class otherwise.
+    `within` makes the choice of units depend on another axis: members of `group` are chosen per KV head.
+    `length_of` names per-layer lists whose length overrides `key` (Nemotron-H ignores num_hidden_layers): first wins.
+    """
+
+    name: str
+    key: str = ""
+    default: str | int | None = None
+    prunable: bool = False
+    why_not: str = ""
+    within: str = ""
+    per_layer: bool = False
+    length_of: tuple[str, ...] = ()
+
+    def read(self, config: Config) -> Any:
+        """What the config says of this size; None where it says nothing."""
+        for key in self.length_of:
+            entries = lookup(config, key)
+            if isinstance(entries, (list, tuple, str)):
+                return len(entries)
+        return lookup(config, self.key) if self.key else None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalisation: RMS or layer norm; `offset` 1.0 where the stock class applies 1 + w (Gemma).
+
+    `eps` is used where the config has no `eps_key` (or the stock class reads none: ""). `per` names the outermost
+    factor of the dimension when each of its units has statistics of its own (Mamba's gated norm: per group).
+    """
+
+    kind: Literal["rms", "layer"] = "rms"
+    eps_key: str = "rms_norm_eps"
+    offset: float = 0.0
+    eps: float = 1e-6
+    per: str = ""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor name on disk (`{layer}` and `{expert}` are indices) with an axis expression per dimension.
+
+    `tags`: layer tags that must all be present; `conditions`: config conditions that must all hold; `otherwise`: the
+    declaration that holds where they do not, for a name whose dimensions depend on the config or the layer.
+    `role`: "norm" (statistics run over its one axis), "query" (carries the softmax scale of its head_dim; in a fused
+    tensor the queries are the first term of the sum), "query_norm" (both: a norm of queries), "buffer" (saved, but
+    not a parameter), or "". `norm`: how this norm works where it is not the family's.
+    """
+
+    dims: tuple[str, ...]
+    tags: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+    role: Literal["", "norm", "query", "query_norm", "buffer"] = ""
+    norm: Norm | None = None
+    otherwise: Tensor | None = None
+
+    def at(self, config: Config, tags: frozenset[str]) -> Tensor | None:
+        """The declaration that holds under this config (with defaults) in a layer with these tags."""
+        if tags.issuperset(self.tags) and all(holds(config, condition) for condition in self.conditions):
+            return self
+        return self.otherwise.at(config, tags) if self.otherwise else None
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where to read an activation: the input or output of a module of the stock model, last dimension as `dims`.
+
+    Of a module that returns a tuple (routers: logits first), the first element. `tags` and `conditions` as in Tensor.
+    """
+
+    module: str
+    side: Literal["input", "output"]
+    dims: str
+    tags: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Divides:
+    """`divisor` (axes multiplied, or a number) must divide axis `axis`; `source` quotes the stock line that says so."""
+
+    axis: str
+    divisor: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding: frequencies depend on the size of `axis`.
+
+    layout: "half" pairs channel j with j + d/2, "interleaved" pairs 2j with 2j + 1. `types` are the rope types whose
+    scaling acts on each frequency alone, so that a progression of kept pairs is the same function with another theta.
+    Only the first `fraction` of the channels turns. `theta_key` and `fraction_key` are legacy top-level keys (""
+    where there is none); transformers 5 writes rope_parameters.rope_theta and .partial_rotary_factor.
+    """
+
+    axis: str = "head_dim"
+    layout: Literal["half", "interleaved"] = "half"
+    theta_default: float = 10000.0
+    theta_key: str = "rope_theta"
+    fraction: float = 1.0
+    fraction_key: str = ""
+    types: tuple[str, ...] = ("default", "linear", "llama3")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family. `model_types` are the values of `model_type` in config.json it answers for.
+
+    defaults        field defaults of the stock config class, where published configs leave keys out
+    layer_rules     each gives every layer at most one tag
+    coupled         axis to the expression the stock class forces it to equal: cut both sides or refuse
+    prefix          module prefix that published checkpoints may lack on every name ("transformer." of gpt2)
+    tied            tensor to the tensor it is tied to, names on disk
+    ignored         patterns (full matches) of legacy tensors that mean nothing
+    dropped         pattern to notice: tensors the stock class does not load; see `dropped_notice`
+    dropped_config  what config.json must say once they are gone
+    cache           layer tag ("" for every layer) to elements the KV cache holds per token in such a layer
+    embed_scale     axis whose square root multiplies the embeddings ("hidden" in Gemma)
+    softcap_key     config key of the cap c in logits = c * tanh(logits / c)
+    draft           tensors are explained (inspect works) and pruning is refused until the family is proven
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    tensors: Mapping[str, Tensor]
+    taps: Mapping[str, tuple[Tap, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    layer_rules: tuple[LayerRule, ...] = ()
+    divides: tuple[Divides, ...] = ()
+    coupled: Mapping[str, str] = field(default_factory=dict)
+    norm: Norm = field(default_factory=Norm)
+    rotary: Rotary | None = None
+    prefix: str = ""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    dropped_config: Mapping[str, Any] = field(default_factory=dict)
+    cache: Mapping[str, str] = field(default_factory=lambda: {"": "kv_heads*(head_dim + v_head_dim)"})
+    embed_scale: str = ""
+    softcap_key: str = ""
+    draft: bool = False
+
+    def axis(self, name: str) -> Axis:
+        """The axis of that name.
+
+        Raises:
+            FamilyError: the family has no such axis.
+        """
+        for axis in self.axes:
+            if axis.name == name:
+                return axis
+        known = ", ".join(axis.name for axis in self.axes if axis.prunable)
+        raise FamilyError(f"{self.name} has no axis '{name}'; it can cut {known}.")
+
+    def with_defaults(self, config: Config) -> Config:
+        """The config with the stock class's defaults under absent keys; an explicit null stays (see the module)."""
+        return {**self.defaults, **config}
+
+    def sizes(self, config: Config) -> dict[str, int]:
+        """Every axis's size, read from the config or computed as the stock class does.
+
+        Raises:
+            ShapeError: a size is missing or not a positive whole number.
+        """
+        full = self.with_defaults(config)
+        sizes: dict[str, int] = {}
+        for axis in self.axes:
+            value = axis.read(full)
+            if value is None:
+                value = axis.default if not isinstance(axis.default, str) else formula(axis.default, sizes)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ShapeError(f"config.json: '{axis.key or axis.name}' must be a whole number, got {value!r}.")
+            sizes[axis.name] = value
+        return sizes
+
+    def layer_tags(self, config: Config, layers: int) -> list[frozenset[str]]:
+        """The tags of each layer."""
+        full = self.with_defaults(config)
+        try:
+            return [frozenset(rule.tag(full, layer) for rule in self.layer_rules) - {""} for layer in range(layers)]
+        except (IndexError, KeyError, TypeError, ZeroDivisionError):
+            keys = ", ".join(step.key for rule in self.layer_rules for step in rule.walk() if step.key)
+            raise ShapeError(
+                f"config.json: one of {keys} is too short or senseless for {layers} layers; the file is damaged."
+            ) from None
+
+    def expected(self, config: Config) -> Iterator[tuple[str, Tensor, int | None]]:
+        """Every tensor a checkpoint with this config must hold: (name on disk, declaration, layer or None)."""
+        full = self.with_defaults(config)
+        sizes = self.sizes(config)
+        tags = self.layer_tags(config, sizes["layers"])
+        for pattern, tensor in self.tensors.items():
+            for layer in range(sizes["layers"]) if "{layer}" in pattern else (None,):
+                here = tensor.at(full, frozenset() if layer is None else tags[layer])
+                if here is None:
+                    continue
+                name = pattern.replace("{layer}", str(layer))
+                for expert in range(sizes["experts"]) if "{expert}" in pattern else (0,):
+                    yield name.replace("{expert}", str(expert)), here, layer
+
+    def tensor_shape(self, tensor: Tensor, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The size of each dimension."""
+        return tuple(size(parse(dim), sizes) for dim in tensor.dims)
+
+    def dropped_notice(self, name: str, layers: int) -> str | None:
+        """The notice for a tensor that is dropped; None for any other.
+
+        A named group `beyond` in the pattern must be a layer number past the model's own (multi-token prediction is
+        stored as layer 61 of 61): an unexplained tensor of a real layer is never dropped.
+        """
+        for pattern, notice in self.dropped.items():
+            match = re.fullmatch(pattern, name)
+            if match and int(match.groupdict().get("beyond", layers)) >= layers:
+                return notice
+        return None
+
+    def cached_elements(self, config: Config) -> int:
+        """Elements the KV cache holds per token of context, over all layers; windows count as full attention."""
+        sizes = self.sizes(config)
+        tags = self.layer_tags(config, sizes["layers"])
+        per_tag = {tag: size(parse(text), sizes) for tag, text in self.cache.items()}
+        return sum(count for layer in tags for tag, count in per_tag.items() if not tag or tag in layer)

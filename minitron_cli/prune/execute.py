@@ -1,0 +1,85 @@
+"""Execute a plan: cut every tensor, write the new config, or hand the tensors over in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from minitron_cli.checkpoint.companions import copy_companions
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.surgery import cut, positions, softmax_fold
+from minitron_cli.checkpoint.writer import SHARD_BYTES, Planned, write_weights
+from minitron_cli.errors import InputError
+from minitron_cli.families.expression import parse
+from minitron_cli.families.schema import Tensor
+from minitron_cli.manifest import write_json
+from minitron_cli.prune.plan import PrunePlan, planned_config
+from minitron_cli.shape import Shape
+
+def check_plan(plan: PrunePlan, shape: Shape) -> None:
+    """A plan belongs to a checkpoint of the sizes it was made for.
+
+    Raises:
+        InputError: it was made for another shape.
+    """
+    if plan.family != shape.family.name or plan.sizes_before != dict(shape.sizes):
+        raise InputError("The plan was made for a checkpoint of another shape; make it again for this one.")
+
+
+def cut_tensors(
+    checkpoint: Checkpoint, plan: PrunePlan
+) -> Iterator[tuple[Planned, Callable[[], torch.Tensor]]]:
+    """Every tensor of the result: what it will be, and a function that reads and cuts it when called."""
+    family = checkpoint.shape.family
+    new = Shape.of(planned_config(checkpoint.shape, plan))
+    declared = checkpoint.declared
+    kept_layers = set(plan.layers)
+    # Both tables list the same patterns in the same order, so that old and new names pair up one to one.
+    old_items = [item for item in family.expected(checkpoint.config) if item[2] is None or item[2] in kept_layers]
+    for (old_name, tensor, layer), (new_name, new_tensor, _) in zip(old_items, family.expected(new.config), strict=True):
+        assert tensor == new_tensor
+        if old_name in declared:
+            planned = Planned(new_name, checkpoint.entries[old_name].dtype, family.tensor_shape(tensor, new.sizes))
+            yield planned, _reader(checkpoint, plan, old_name, tensor, layer)
+
+
+def _reader(
+    checkpoint: Checkpoint, plan: PrunePlan, name: str, tensor: Tensor, layer: int | None
+) -> Callable[[], torch.Tensor]:
+    def read() -> torch.Tensor:
+        shape = checkpoint.shape
+        within = {axis.name: axis.within for axis in shape.family.axes if axis.within}
+        kept = plan.kept(layer)
+        selections = [positions(parse(text), shape.sizes, kept, within) for text in tensor.dims]
+        result = cut(checkpoint.read(name), selections)
+        rotary = shape.family.rotary
+        if tensor.role == "query" and rotary is not None and plan.sizes[rotary.axis] != shape.sizes[rotary.axis]:
+            factor = softmax_fold(shape.sizes[rotary.axis], plan.sizes[rotary.axis])
+            result = (result.to(torch.float32) * factor).to(result.dtype)
+        return result
+
+    return read
+
+
+def write_pruned(
+    checkpoint: Checkpoint,
+    plan: PrunePlan,
+    directory: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Write the pruned checkpoint into an existing directory: weights, config, tokenizer and plan."""
+    tensors = {planned.name: (planned, read) for planned, read in cut_tensors(checkpoint, plan)}
+    planned = [item for item, _ in tensors.values()]
+    write_weights(directory, planned, lambda name: tensors[name][1](), shard_bytes=shard_bytes, on_bytes=on_bytes)
+    write_json(directory / "config.json", planned_config(checkpoint.shape, plan))
+    write_json(directory / "plan.json", plan.to_json())
+    copy_companions(checkpoint.path, directory)
+
+
+def pruned_bytes(checkpoint: Checkpoint, plan: PrunePlan) -> int:
+    """Bytes of the pruned weights."""
+    return sum(planned.nbytes for planned, _ in cut_tensors(checkpoint, plan))

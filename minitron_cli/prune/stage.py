@@ -1,0 +1,129 @@
+"""The prune stage."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.checkpoint.hub import resolve
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.verify import check_structure
+from minitron_cli.config.prune import PruneConfig
+from minitron_cli.errors import ConfigError, InputError, OutputError
+from minitron_cli.manifest import StageOutput, fingerprint, read_manifest, require_disk
+from minitron_cli.models.load import stock_config
+from minitron_cli.prune.execute import check_plan, pruned_bytes, write_pruned
+from minitron_cli.prune.plan import PrunePlan, make_plan, planned_config
+from minitron_cli.importance.store import load_scores
+from minitron_cli.importance.weights import weight_norm_scores
+from minitron_cli.runtime.memory import peak_rss_bytes
+from minitron_cli.runtime.progress import Progress, say
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What `prune` did; keys of `--json`."""
+
+    out: str
+    params_before: int
+    params_after: int
+    shape: dict[str, int]
+    seconds: float
+    peak_rss_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def plan_prune(config: PruneConfig) -> PrunePlan:
+    """The plan of a prune command, validated to the end: sizes, family rules and the stock class.
+
+    Raises:
+        UserError: any problem with the input.
+    """
+    checkpoint = Checkpoint(resolve(config.checkpoint))
+    _ = checkpoint.declared
+    if config.plan is not None or config.search is not None:
+        plan = _saved_plan(config)
+        check_plan(plan, checkpoint.shape)
+    else:
+        plan = _ranked_plan(config, checkpoint)
+    stock_config(planned_config(checkpoint.shape, plan))
+    return plan
+
+
+def _saved_plan(config: PruneConfig) -> PrunePlan:
+    path = config.plan
+    if config.search is not None:
+        manifest = read_manifest(config.search)
+        if manifest is None or manifest.get("stage") != "search":
+            raise InputError(f"{config.search} is not a finished `minitron search`; run it first.")
+        path = config.search / "plan.json"
+    assert path is not None
+    try:
+        return PrunePlan.from_json(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a plan ({error}).") from None
+
+
+def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
+    target = config.target()
+    if not target and not config.drop_layers:
+        raise ConfigError("Nothing to cut: give sizes such as --hidden 3072 --ffn 9216, or --plan, or --search.")
+    # Sizes first: a wrong one is told before any weight is read.
+    _check_sizes(checkpoint, target)
+    if config.importance is not None:
+        scores = load_scores(config.importance, checkpoint.shape, fingerprint(checkpoint.path), config.layer_score)
+        ranked_by = f"importance {config.importance}"
+    else:
+        say("No --importance given: units are ranked by weight norms.")
+        scores, ranked_by = weight_norm_scores(checkpoint), "weight norms"
+    return make_plan(checkpoint.shape, scores, target, ranked_by=ranked_by, drop_layers=config.drop_layers)
+
+
+def _check_sizes(checkpoint: Checkpoint, target: dict[str, int]) -> None:
+    from minitron_cli.prune.plan import complete_target
+
+    complete_target(checkpoint.shape, target)
+
+
+def run_prune(config: PruneConfig) -> PruneResult:
+    """Plan, cut, write, and check that the stock class accepts the result.
+
+    Raises:
+        UserError: the input is wrong; nothing was written.
+    """
+    began = time.monotonic()
+    path = resolve(config.checkpoint)
+    if config.out.absolute() == path.absolute():
+        raise OutputError("--out is the checkpoint itself; choose another directory.")
+    inputs = {"checkpoint": fingerprint(path)}
+    for name in ("importance", "plan", "search"):
+        source = getattr(config, name)
+        if source is not None:
+            if not Path(source).exists():
+                raise InputError(f"--{name} {source} does not exist.")
+            inputs[name] = fingerprint(source)
+    output = StageOutput(config.out, "prune", config, inputs, force=config.force)
+    if output.result is not None:
+        say(f"{config.out} is up to date.")
+        return PruneResult(**output.result)
+    plan = plan_prune(config)
+    checkpoint = Checkpoint(path)
+    total = pruned_bytes(checkpoint, plan)
+    require_disk(config.out, total + (64 << 20), "The pruned checkpoint")
+    with output:
+        with Progress("prune", total, "bytes") as progress:
+            write_pruned(checkpoint, plan, output.partial, shard_bytes=config.shard_bytes, on_bytes=progress.advance)
+        check_structure(output.partial, expected_params=plan.params_after)
+        shape = Checkpoint(output.partial).shape
+        result = PruneResult(
+            str(config.out), plan.params_before, plan.params_after, shape.shown(),
+            round(time.monotonic() - began, 3), peak_rss_bytes(),
+        )  # fmt: skip
+        output.commit(result.to_json())
+    return result

@@ -1,0 +1,56 @@
+"""How much memory there is, how much was used, and refusing early what cannot fit."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import psutil
+import torch
+
+from minitron_cli.errors import ResourceError
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory a new allocation could take on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(int(psutil.virtual_memory().available), _cgroup_available())
+
+
+def _cgroup_available() -> int:
+    """What a container's own limit leaves (cgroup v2), or infinity."""
+    try:
+        limit = open("/sys/fs/cgroup/memory.max").read().strip()
+        used = open("/sys/fs/cgroup/memory.current").read().strip()
+        # Page cache is counted as used and is given back on demand.
+        stat = dict(line.split() for line in open("/sys/fs/cgroup/memory.stat"))
+    except (OSError, ValueError):
+        return sys.maxsize
+    if limit == "max":
+        return sys.maxsize
+    return max(int(limit) - int(used) + int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0)), 0)
+
+
+def require_memory(parts: dict[str, int], device: torch.device, advice: str) -> None:
+    """Refuse before loading what cannot fit.
+
+    Args:
+        parts: what will be held, in bytes.
+        advice: options that would help.
+
+    Raises:
+        ResourceError: the sum exceeds what is available.
+    """
+    needed, free = sum(parts.values()), available_bytes(device)
+    if needed > free:
+        listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items() if size)
+        raise ResourceError(
+            f"This needs about {needed / 1e9:.1f} GB on {device} ({listed} GB) and {free / 1e9:.1f} GB is free; {advice}."
+        )

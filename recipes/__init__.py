@@ -1,0 +1,1 @@
+"""Recipes shipped with the package; `minitron run NAME` finds them here."""
