@@ -16,6 +16,8 @@ Messages are one sentence that names the thing and says what to do next.
 
 from __future__ import annotations
 
+import errno
+
 
 class MinitronError(Exception):
     """Base of all deliberate errors; `exit_code` is what the command line returns."""
@@ -61,3 +63,10 @@ class RunError(MinitronError):
     """The machine or the numbers failed midway; the last valid state is on disk."""
 
     exit_code = 1
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk (or the quota) is full; safetensors says so in words only."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "No space left on device" in str(error) or "Disk quota exceeded" in str(error)

@@ -3,13 +3,18 @@
 A stage writes into `OUT.partial` and renames it to `OUT` after the manifest `minitron.json`, written last, is on disk.
 The manifest holds a key: a hash of the stage, the configuration and the fingerprints of the inputs. The same key means
 "up to date"; another key in a complete OUT is refused without `force`; the same key in OUT.partial is resumed.
+
+A kill at any instant leaves one of: an OUT.partial that says whose it is (`minitron.partial.json`), an OUT.partial with
+its manifest, which the next run only renames, or OUT.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -21,11 +26,15 @@ from typing import Any, Self
 
 from minitron_cli import __version__
 from minitron_cli.config.base import StageConfig
-from minitron_cli.errors import MinitronError, OutputError, ResourceError, RunError
+from minitron_cli.errors import MinitronError, OutputError, ResourceError, RunError, is_disk_full
 
 MANIFEST = "minitron.json"
 INTENT = "minitron.partial.json"
 LOCK = "minitron.lock"
+OURS = {LOCK, INTENT, INTENT + ".tmp"}
+"""What a partial directory holds before any work."""
+WORKING = ("state.*", "*.tmp")
+"""Files at the top of a partial directory that only serve resuming; a commit removes them."""
 
 
 def digest(value: Any) -> str:
@@ -36,16 +45,15 @@ def digest(value: Any) -> str:
 def fingerprint(path: Path) -> str:
     """Identity of an input without reading its bulk: small files by content, large ones by header, size and mtime.
 
-    A directory written by minitron is identified by its manifest's key and the sizes of its files; other directories
-    by all files. Content of files up to 1 MiB counts whole; of larger files the first 64 KiB (a safetensors header or
-    its start), the size and the modification time.
+    A directory is identified by all its files but the manifest. Content of files up to 1 MiB counts whole; of larger
+    files the first 64 KiB (a safetensors header or its start), the size and the modification time.
     """
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
     parts: list[list[Any]] = []
     for item in files:
         status = item.stat()
         name = item.relative_to(path).as_posix() if path.is_dir() else item.name
-        if item.name == MANIFEST:
+        if item.name == MANIFEST or item.name in OURS:
             continue  # it holds times; the files beside it say what the directory is
         with item.open("rb") as stream:
             small = status.st_size <= 1 << 20
@@ -119,8 +127,9 @@ class StageOutput:
     ...         (output.partial / "model.safetensors").write_bytes(...)
     ...         output.commit({"params_after": 1})
 
-    Construction decides and checks, without touching the disk: `result` is set when OUT is complete and up to date;
-    `resuming` when OUT.partial holds work of the same key. Entering creates or empties OUT.partial.
+    Construction decides and checks without touching the disk: `result` is set when OUT is complete and up to date;
+    `resuming` when OUT.partial holds work of the same key. (One exception: an OUT.partial whose process died between
+    manifest and rename is renamed.) Entering creates or empties OUT.partial.
     """
 
     def __init__(
@@ -135,66 +144,100 @@ class StageOutput:
     ) -> None:
         self.out, self.stage, self.config, self.inputs = out, stage, config, dict(inputs)
         self.force, self.resumable = force, resumable
+        if out.name in ("", ".."):
+            raise OutputError(f"--out {out} has no name of its own; name the directory to create.")
         self.partial = out.with_name(out.name + ".partial")
         self.key = digest([stage, config.key(), self.inputs])
         self.result: dict[str, Any] | None = None
         self.resuming = False
+        self._complete = False
         self._lock: int | None = None
         self._began = time.time()
         self._inspect_out()
         self._inspect_partial()
 
     def _inspect_out(self) -> None:
-        if self.out.is_symlink() or self.out.exists():
-            if not self.out.is_dir():
-                raise OutputError(f"{self.out} is a file; choose another --out.")
-            manifest = read_manifest(self.out)
-            if manifest is not None and manifest.get("key") == self.key:
-                self.result = manifest["result"]
-            elif any(self.out.iterdir()) and not self.force:
+        above = next(place for place in self.out.absolute().parents if place.exists())
+        if not above.is_dir():
+            raise OutputError(f"{above} is a file, so {self.out} cannot be made; choose another --out.")
+        if not (self.out.is_symlink() or self.out.exists()):
+            return
+        if not self.out.is_dir():
+            raise OutputError(f"{self.out} is a file; choose another --out.")
+        manifest = read_manifest(self.out)
+        if manifest is not None and manifest.get("key") == self.key:
+            self.result = manifest["result"]
+        elif any(self.out.iterdir()):
+            if not self.force:
                 made = f"the result of another {manifest.get('stage')} run" if manifest else "files that are not ours"
-                raise OutputError(f"{self.out} already holds {made}; choose another --out or add --force to replace it.")
+                raise OutputError(
+                    f"{self.out} already holds {made}; choose another --out or add --force to replace it."
+                )
+            for place in (Path.cwd(), Path.home()):
+                if place.resolve().is_relative_to(self.out.resolve()):
+                    raise OutputError(f"{self.out} contains {place} and is not replaced; choose another --out.")
 
     def _inspect_partial(self) -> None:
-        if not self.partial.exists():
+        if self.result is not None or not self.partial.exists():
+            return
+        if not self.partial.is_dir():
+            raise OutputError(f"{self.partial} is a file and in the way; move it or choose another --out.")
+        finished = read_manifest(self.partial)
+        if finished is not None and finished.get("key") == self.key:
+            self._acquire()
+            self._publish()
+            self.result = finished["result"]
+            self._release()
             return
         try:
             intent = json.loads((self.partial / INTENT).read_text("utf-8"))
         except (OSError, ValueError):
-            intent = None
-        if intent is None and any(self.partial.iterdir()) and not self.force:
+            intent = finished
+        if intent is None and not self.force and any(item.name not in OURS for item in self.partial.iterdir()):
             raise OutputError(f"{self.partial} holds files that are not ours; move them away or add --force.")
         self.resuming = self.resumable and intent is not None and intent.get("key") == self.key
 
     def __enter__(self) -> Self:
-        self.partial.parent.mkdir(parents=True, exist_ok=True)
-        if self.partial.exists() and not self.resuming:
-            self._acquire()
-            for item in self.partial.iterdir():
-                if item.name != LOCK:
-                    shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
-        else:
-            self.partial.mkdir(exist_ok=True)
-            self._acquire()
+        self.partial.mkdir(parents=True, exist_ok=True)
+        self._acquire()
         if not self.resuming:
+            if any(item.name not in OURS for item in self.partial.iterdir()):
+                # Until it is empty nobody may resume it, neither the old key's run nor ours.
+                write_json(self.partial / INTENT, {"stage": self.stage, "key": ""})
+                self._empty()
             write_json(self.partial / INTENT, {"stage": self.stage, "key": self.key})
         return self
+
+    def _empty(self) -> None:
+        for item in self.partial.iterdir():
+            if item.name not in (LOCK, INTENT):
+                shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
 
     def _acquire(self) -> None:
         """A kernel lock on the partial directory: it dies with the process, so none is ever stale."""
         self._lock = os.open(self.partial / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return  # a file system without locks
+            self._release()
+            raise OutputError(
+                f"Another process is writing {self.partial}; wait for it or choose another --out."
+            ) from None
+
+    def _release(self) -> None:
+        if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-            raise OutputError(f"Another process is writing {self.partial}; wait for it or choose another --out.") from None
 
     def commit(self, result: Mapping[str, Any]) -> None:
-        """Write the manifest, make everything durable, and let OUT appear."""
-        for name in (INTENT, LOCK):
-            (self.partial / name).unlink(missing_ok=True)
-        manifest = {
+        """Make everything durable, write the manifest, and let OUT appear.
+
+        Raises:
+            RunError: somebody else made OUT meanwhile; OUT.partial is complete and kept.
+        """
+        manifest: dict[str, Any] = {
             "stage": self.stage,
             "key": self.key,
             "minitron": __version__,
@@ -207,31 +250,45 @@ class StageOutput:
         }
         sync_tree(self.partial)
         write_json(self.partial / MANIFEST, manifest)
+        self._complete = True
         self._publish()
         self.result = manifest["result"]
 
     def _publish(self) -> None:
-        if self.out.exists():  # empty, or --force was given
-            aside = self.out.with_name(self.out.name + ".replaced")
-            shutil.rmtree(aside, ignore_errors=True)
+        """From an OUT.partial with its manifest to OUT; may be repeated after a kill."""
+        for pattern in (*WORKING, INTENT):
+            for item in self.partial.glob(pattern):
+                item.unlink()
+        if self.out.exists():
+            found = read_manifest(self.out)
+            if not self.force and any(self.out.iterdir()) and (found is None or found.get("key") != self.key):
+                raise RunError(f"{self.out} appeared while {self.partial} was written; move one away and run again.")
+            names = (self.out.with_name(f"{self.out.name}.replaced{number}") for number in itertools.count(1))
+            aside = next(name for name in names if not name.exists())
             os.rename(self.out, aside)
             os.rename(self.partial, self.out)
             shutil.rmtree(aside)
         else:
             os.rename(self.partial, self.out)
+        (self.out / LOCK).unlink(missing_ok=True)  # after the rename: until then it keeps others out
+        sync_directory(self.out)
         sync_directory(self.out.parent)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-        if kind is None:
-            return
-        if self.partial.exists() and (not self.resumable or isinstance(error, MinitronError) and error.exit_code == 2):
-            shutil.rmtree(self.partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        refused = isinstance(error, MinitronError) and error.exit_code == 2 and not self.resuming
+        useless = kind is not None and (refused or not self.resumable)
+        if useless and not self._complete and self.partial.exists():
+            with contextlib.suppress(OSError):
+                self._empty()
+                for name in (INTENT, LOCK):
+                    (self.partial / name).unlink(missing_ok=True)
+                self.partial.rmdir()
+        self._release()
+        if error is not None and is_disk_full(error):
             kept = f"; what {self.partial} holds is valid and the same command resumes" if self.resumable else ""
-            raise RunError(f"The disk filled up while writing {self.partial}{kept}; free some space and run again.") from error
+            raise RunError(
+                f"The disk filled up while writing {self.partial}{kept}; free some space and run again."
+            ) from error
 
 
 def library_versions() -> dict[str, str]:

@@ -6,26 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny import TINY
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
-TINY: dict[str, dict[str, Any]] = {
-    # No two axes have equal sizes; two query heads on each of three KV heads; heads * head_dim != hidden.
-    "llama": dict(
-        model_type="llama", vocab_size=67, hidden_size=48, intermediate_size=56, num_hidden_layers=4,
-        num_attention_heads=6, num_key_value_heads=3, head_dim=16, max_position_embeddings=64, attention_bias=True,
-        mlp_bias=True, tie_word_embeddings=False, rms_norm_eps=1e-5,
-    ),
-    "mistral": dict(
-        model_type="mistral", vocab_size=67, hidden_size=44, intermediate_size=56, num_hidden_layers=4,
-        num_attention_heads=6, num_key_value_heads=3, head_dim=16, max_position_embeddings=64,
-        tie_word_embeddings=True, rms_norm_eps=1e-5, sliding_window=None,
-    ),
-}  # fmt: skip
 
-
-def make_model(path: Path, family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+def make_model(
+    path: Path, family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
+) -> Path:
     """Save a tiny random model of a family; every parameter is random, biases and norms too."""
     values = {**TINY[family], **changes}
     config = AutoConfig.for_model(values.pop("model_type"), **values)
@@ -33,7 +22,7 @@ def make_model(path: Path, family: str = "llama", *, seed: int = 0, dtype: torch
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if name.endswith("weight") and ("norm" in name or "ln_" in name):
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(0.0, 0.1 if parameter.ndim == 1 else 0.2)

@@ -109,7 +109,7 @@ def test_split_against_a_naive_sum(tmp_path: Path, masked: bool, batch_size: int
             if targets[position]:
                 nats += float(losses[position - 1])
                 count += 1
-    found = evaluate_split(model, split, batch_size=batch_size, max_sequences=max_sequences, device=CPU)
+    found = evaluate_split(model, split, batch_size=batch_size, max_sequences=max_sequences)
     assert found.tokens == count
     assert found.loss == pytest.approx(nats / count, rel=1e-5)
     assert found.perplexity == pytest.approx(math.exp(nats / count), rel=1e-4)
@@ -121,7 +121,7 @@ def test_a_model_that_knows_nothing(tmp_path: Path) -> None:
     model = tiny("llama", vocab_size=VOCABULARY)
     torch.nn.init.zeros_(model.lm_head.weight)
     split = TokenDataset(make_data(tmp_path / "data", bytes_per_token=2)).split("validation")
-    found = evaluate_split(model, split, batch_size=4, device=CPU)
+    found = evaluate_split(model, split, batch_size=4)
     assert found.tokens == 7 * 11
     assert found.loss == pytest.approx(math.log(VOCABULARY), rel=1e-6)
     assert found.perplexity == pytest.approx(VOCABULARY, rel=1e-5)
@@ -134,11 +134,11 @@ def test_nothing_to_predict_and_broken_numbers(tmp_path: Path) -> None:
     split = TokenDataset(path).split("validation")
     model = tiny("llama", vocab_size=VOCABULARY)
     with pytest.raises(InputError, match="No token of the validation split is a target"):
-        evaluate_split(model, split, batch_size=4, device=CPU)
+        evaluate_split(model, split, batch_size=4)
     torch.nn.init.constant_(model.lm_head.weight, math.nan)
     whole = TokenDataset(make_data(tmp_path / "whole")).split("validation")
     with pytest.raises(RunError, match="sequences 0 to 3"):
-        evaluate_split(model, whole, batch_size=4, device=CPU)
+        evaluate_split(model, whole, batch_size=4)
 
 
 def test_stage_writes_results_and_is_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_stage_writes_results_and_is_up_to_date(tmp_path: Path, monkeypatch: pyt
     config = EvalConfig(checkpoint=str(checkpoint), data=data, out=tmp_path / "out", batch_size=2, device="cpu")
     result = run_eval(config)
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
-    direct = evaluate_split(model, TokenDataset(data).split("validation"), batch_size=2, device=CPU)
+    direct = evaluate_split(model, TokenDataset(data).split("validation"), batch_size=2)
     assert (result.loss, result.perplexity, result.tokens) == (direct.loss, direct.perplexity, direct.tokens)
     assert result.bits_per_byte == direct.bits_per_byte and result.tasks == {}
     stored = json.loads((config.out / "results.json").read_text())

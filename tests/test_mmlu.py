@@ -222,6 +222,19 @@ def test_no_network_and_no_traces(
     assert shown.out == "" and len(lines) == 1 and lines[0].startswith("tasks  2/2 questions")
 
 
+def test_what_the_harness_sets_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("lm_eval")
+    monkeypatch.setenv("KEPT", "old")
+    monkeypatch.delenv("ADDED", raising=False)
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    with pytest.raises(RuntimeError), quiet_harness():
+        os.environ |= {"KEPT": "new", "ADDED": "1"}
+        assert logger.level == logging.ERROR
+        raise RuntimeError
+    assert os.environ["KEPT"] == "old" and "ADDED" not in os.environ
+    assert logger.level == logging.INFO
+
+
 def refused(tmp_path: Path, checkpoint: Path, folder: Path, error: type[Exception], **changes: Any) -> str:
     """The sentence of a refusal; nothing may have been written."""
     with pytest.raises(error) as caught:

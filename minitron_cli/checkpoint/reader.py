@@ -75,11 +75,12 @@ def read_header(file: Path) -> list[Entry]:
         try:
             header = json.loads(stream.read(length))
             base = 8 + length
+            header.pop("__metadata__", None)
             entries = [
-                Entry(name, file, item["dtype"], tuple(item["shape"]), (base + item["data_offsets"][0], base + item["data_offsets"][1]))
+                Entry(name, file, item["dtype"], tuple(item["shape"]), (base + start, base + end))
                 for name, item in header.items()
-                if name != "__metadata__"
-            ]  # fmt: skip
+                for start, end in [item["data_offsets"]]
+            ]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"{file} has a damaged safetensors header; download it again.") from None
     end = max((entry.offsets[1] for entry in entries), default=base)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from minitron_cli.families.expression import Axis, Expression, Fixed, Product, Sum, axes, size
-from minitron_cli.families.schema import Family, lookup
+from minitron_cli.families.schema import Family, LayerRule, lookup
 
 Indices = npt.NDArray[np.int64]
 Kept = Mapping[str, Indices]
@@ -102,32 +102,39 @@ def cut(tensor: torch.Tensor, selections: list[Indices]) -> torch.Tensor:
     return tensor
 
 
-def rotary_pairs(head_dim: int, layout: str, pairs: Indices) -> Indices:
-    """Channels of the kept rotary pairs, in the order the stock layout expects: (2 * pairs,)."""
-    if layout == "half":
-        return np.concatenate([pairs, pairs + head_dim // 2])
-    return np.stack([2 * pairs, 2 * pairs + 1], axis=1).reshape(-1)
-
-
-def rotary_theta(theta: float, head_dim: int, new_head_dim: int, step: int) -> float:
-    """theta' such that the new frequencies are those of pairs 0, step, 2*step, ...: theta^(step*d'/d)."""
-    return float(theta ** (step * new_head_dim / head_dim))
-
-
 def softmax_fold(head_dim: int, new_head_dim: int) -> float:
     """Factor on queries that keeps the softmax scale 1/sqrt(d) when the stock class will apply 1/sqrt(d')."""
     return math.sqrt(new_head_dim / head_dim)
 
 
+def first_terms(expression: Expression, sizes: Mapping[str, int]) -> npt.NDArray[np.bool_]:
+    """Positions that belong to the first term of every sum (the queries of a fused projection): (positions,)."""
+    match expression:
+        case Axis() | Fixed():
+            return np.ones(size(expression, sizes), bool)
+        case Sum(terms):
+            rest = np.zeros(sum(size(term, sizes) for term in terms[1:]), bool)
+            return np.concatenate([first_terms(terms[0], sizes), rest])
+        case Product(factors):
+            mask = np.ones(1, bool)
+            for factor in factors:
+                mask = (mask[:, None] & first_terms(factor, sizes)).reshape(-1)
+            return mask
+
+
 def new_config(
-    config: Mapping[str, Any], family: Family, sizes: Mapping[str, int], kept_layers: list[int], theta: float | None
+    config: Mapping[str, Any],
+    family: Family,
+    sizes: Mapping[str, int],
+    kept_layers: list[int],
+    changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """config.json of the cut model; keys we do not know stay as they are.
 
     Args:
         sizes: the new sizes of all axes.
         kept_layers: original numbers of the layers that stay, ascending.
-        theta: new rotary base, or None to leave it.
+        changes: further top-level keys to set, or to remove where None.
     """
     result: dict[str, Any] = dict(config)
     old = family.sizes(config)
@@ -137,30 +144,45 @@ def new_config(
         if axis.key and (sizes[axis.name] != old[axis.name] or derived):
             _set(result, axis.key, sizes[axis.name])
     if len(kept_layers) != old["layers"]:
-        _cut_layer_keys(result, family, kept_layers)
-    if theta is not None:
-        key = "rope_parameters.rope_theta" if isinstance(config.get("rope_parameters"), Mapping) else "rope_theta"
-        _set(result, key, theta)
+        for rule in family.layer_rules:
+            _cut_rule(result, rule, family.with_defaults(config), kept_layers)
+    for key, value in (changes or {}).items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = value
     return result
 
 
-def _cut_layer_keys(config: dict[str, Any], family: Family, kept_layers: list[int]) -> None:
+def _cut_rule(config: dict[str, Any], rule: LayerRule, full: Mapping[str, Any], kept_layers: list[int]) -> None:
     """Per-layer entries follow the layers (stock classes refuse or misread lists of another length)."""
-    for rule in (step for rule in family.layer_rules for step in rule.walk()):
-        value = config.get(rule.key)
-        if value is None:
-            continue
-        match rule.kind:
-            case "list":
-                config[rule.key] = [value[layer] for layer in kept_layers]
-            case "pattern":
-                config[rule.key] = "".join(value[layer] for layer in kept_layers)
-            case "indices":
-                config[rule.key] = [new for new, layer in enumerate(kept_layers) if layer in value]
-            case "leading":
-                config[rule.key] = sum(layer < value for layer in kept_layers)
-            case "period":
-                raise AssertionError(f"period rule {rule.key} must be made explicit before layers are cut")
+    value = config.get(rule.key)
+    if value is None:
+        if isinstance(rule.absent, str):
+            return
+        if rule.kind != "list":
+            _cut_rule(config, rule.absent, full, kept_layers)
+            return
+        # What the class computes from layer numbers is no longer true of the kept layers: write it out.
+        word_of = {tag: word for word, tag in rule.tags.items()}
+        tags = [rule.tag(full, layer) for layer in kept_layers]
+        config[rule.key] = [word_of.get(tag, tag) for tag in tags]
+        return
+    match rule.kind:
+        case "list":
+            config[rule.key] = [value[layer] for layer in kept_layers]
+            return
+        case "pattern":
+            config[rule.key] = "".join(value[layer] for layer in kept_layers)
+        case "indices":
+            config[rule.key] = [new for new, layer in enumerate(kept_layers) if layer in value]
+        case "leading":
+            config[rule.key] = sum(layer < value for layer in kept_layers)
+        case "period":
+            raise AssertionError(f"period rule {rule.key} must be made explicit before layers are cut")
+    for answer in rule.tags.values():
+        if isinstance(answer, LayerRule):
+            _cut_rule(config, answer, full, kept_layers)
 
 
 def _set(config: dict[str, Any], key: str, value: Any) -> None:

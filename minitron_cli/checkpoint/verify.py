@@ -25,7 +25,7 @@ def check_structure(path: Path, *, expected_params: int | None = None) -> int:
     _ = checkpoint.declared
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(path), local_files_only=True))
-    params = sum(parameter.numel() for parameter in model.parameters())
+    params: int = sum(parameter.numel() for parameter in model.parameters())
     counted = checkpoint.shape.params
     stored = sum(
         torch.Size(checkpoint.entries[name].shape).numel()
@@ -34,7 +34,7 @@ def check_structure(path: Path, *, expected_params: int | None = None) -> int:
     )
     if not params == counted == stored or expected_params not in (None, params):
         raise CheckpointError(
-            f"{path}: the stock class has {params:,} parameters, config.json gives {counted:,}, the files hold {stored:,}"
+            f"{path}: the stock class has {params:,} parameters, config.json gives {counted:,}, the files {stored:,}"
             + (f", the plan said {expected_params:,}" if expected_params is not None else "")
             + "; please report this as a bug."
         )

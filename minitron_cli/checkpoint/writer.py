@@ -49,7 +49,7 @@ def write_weights(
     if len(shards) == 1:
         write_file(directory / WEIGHTS, shards[0], read, on_bytes)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         write_file(directory / name, shard, read, on_bytes)
@@ -95,5 +95,5 @@ def write_file(
             tensor = read(item.name)
             if tuple(tensor.shape) != item.shape or tensor.dtype != TORCH_DTYPES[item.dtype]:
                 raise AssertionError(f"{item.name}: planned {item}, got {tensor.dtype} {list(tensor.shape)}")
-            stream.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+            stream.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
             on_bytes(item.nbytes)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from minitron_cli import __version__
 from minitron_cli.cli import data, inspect, stages
+from minitron_cli.cli.run import enter
 from minitron_cli.runtime.threads import yield_while_waiting
 
 app = typer.Typer(
@@ -24,8 +27,11 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+
+
 @app.callback()
-def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
+def _root(version: Version = False) -> None:
     pass
 
 
@@ -37,4 +43,4 @@ stages.register(app)
 def main() -> None:
     """The console script."""
     yield_while_waiting()
-    app()
+    enter(app)

@@ -65,13 +65,14 @@ def _flag(name: str, help: str) -> inspect.Parameter:
 
 def _parameter(config: type[StageConfig], field: dataclasses.Field[Any]) -> inspect.Parameter:
     """One field as a Typer parameter; bounds stay with the configuration, which checks them for recipes too."""
-    hint = _plain_type(get_type_hints(config)[field.name])
+    # Where commas separate, the configuration splits the text, for recipes too.
+    hint = list[str] if field.metadata.get("commas") else _plain_type(get_type_hints(config)[field.name])
     required = field.default is dataclasses.MISSING
     if field.metadata["kind"] == "argument":
         marker: Any = typer.Argument(help=field.metadata["help"], show_default=False)
     else:
         flag = f"--{field.name.replace('_', '-')}"
-        marker = typer.Option(*([flag] if hint is bool else [flag]), help=field.metadata["help"])
+        marker = typer.Option(flag, help=field.metadata["help"])
     default = inspect.Parameter.empty if required else field.default
     if isinstance(default, tuple):
         default = list(default)

@@ -17,7 +17,7 @@ def _run(config: DataConfig) -> Any:
 
 
 def _show(result: dict[str, Any]) -> str:
-    lines = [f"{result['out']}: {result['tokens']:,} tokens in {result['sequences']:,} sequences of {result['documents']:,} documents"]
+    lines = [f"{result['out']}: {result['tokens']:,} tokens of {result['documents']:,} documents"]
     for name, split in result["splits"].items():
         lines.append(f"  {name:<11}{split['sequences']:>9,} sequences  {split['tokens']:>13,} tokens")
     return "\n".join(lines)

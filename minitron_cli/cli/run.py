@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -10,7 +9,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from minitron_cli.errors import MinitronError
+import typer
+
+from minitron_cli.errors import MinitronError, is_disk_full
 
 
 class Terminated(BaseException):
@@ -19,6 +20,21 @@ class Terminated(BaseException):
 
 def _on_sigterm(number: int, frame: Any) -> NoReturn:
     raise Terminated
+
+
+def enter(app: typer.Typer) -> NoReturn:
+    """Run the command line of this process; what typer finds wrong in it is told in one line, like our own errors."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help page is the message, and may be printed already
+            print(error.format_message(), file=sys.stderr, end="")
+            raise SystemExit(2) from None
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "minitron"
+        message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+        fail(f"{message}; see `{command} --help`.", 2)
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
 def execute(body: Callable[[], Any], *, quiet: bool, as_json: bool, show: Callable[[Any], str]) -> None:
@@ -40,15 +56,13 @@ def execute(body: Callable[[], Any], *, quiet: bool, as_json: bool, show: Callab
         fail("Stopped. What was finished is kept; the same command continues from the last checkpoint.", code)
     except BrokenPipeError:  # the reader of stdout went away (`| head`): not an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            fail("The disk is full; free some space and run the same command again.", 1)
-        if isinstance(error, PermissionError):
-            fail(f"Permission denied: {error.filename}; choose another place or change its permissions.", 2)
-        raise
+    except PermissionError as error:
+        fail(f"Permission denied: {error.filename}; choose another place or change its permissions.", 2)
     except MemoryError:
         fail("Out of memory; use a smaller --batch-size, --micro-batch or model.", 1)
     except Exception as error:
+        if is_disk_full(error):
+            fail("The disk is full; free some space and run the same command again.", 1)
         if type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
             fail("The device ran out of memory; use a smaller --batch-size or --micro-batch.", 1)
         raise

@@ -8,8 +8,12 @@ import typer
 
 from minitron_cli.cli.command import add_stage
 from minitron_cli.config.distill import DistillConfig
+from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.config.prune import PruneConfig
+from minitron_cli.config.report import ReportConfig
+from minitron_cli.config.run import CompressConfig, RunConfig
+from minitron_cli.config.search import SearchConfig
 
 
 def _importance(config: ImportanceConfig) -> Any:
@@ -34,7 +38,8 @@ def _prune(config: PruneConfig) -> Any:
 
 def _show_prune(result: dict[str, Any]) -> str:
     before, after = result["params_before"], result["params_after"]
-    return f"{result['out']}: {before:,} -> {after:,} parameters ({100 * after / before:.1f} %) in {result['seconds']:.1f} s"
+    share = 100 * after / before
+    return f"{result['out']}: {before:,} -> {after:,} parameters ({share:.1f} %) in {result['seconds']:.1f} s"
 
 
 def _plan(config: PruneConfig) -> dict[str, Any]:
@@ -56,14 +61,93 @@ def _distill(config: DistillConfig) -> Any:
 
 
 def _show_distill(result: dict[str, Any]) -> str:
-    line = f"{result['out']}: {result['steps']} steps, {result['tokens']:,} tokens, {result['tokens_per_second']:,.0f} tokens/s"
+    line = f"{result['out']}: {result['steps']} steps, {result['tokens']:,} tokens"
+    line += f", {result['tokens_per_second']:,.0f} tokens/s"
     if result["val_loss_before"] is not None:
         line += f"\n  validation loss {result['val_loss_before']:.4f} -> {result['val_loss_after']:.4f} nats per token"
     return line
 
 
+def _search(config: SearchConfig) -> Any:
+    from minitron_cli.search.stage import run_search
+
+    return run_search(config)
+
+
+def _show_search(result: dict[str, Any]) -> str:
+    lines = [f"{result['feasible']} shapes fit; {len(result['candidates'])} listed."]
+    lines.append(f"{'rank':>4}  {'shape':<28}{'params':>16}{'non-embedding':>16}{'zero-shot':>11}{'retrained':>11}")
+    for row in result["candidates"]:
+        losses = [f"{row[key]:.3f}" if row[key] is not None else "-" for key in ("loss_zero_shot", "loss_retrained")]
+        rank = row["rank"] or "-"
+        lines.append(
+            f"{rank:>4}  {row['name']:<28}{row['params']:>16,}{row['params_non_embedding']:>16,}"
+            f"{losses[0]:>11}{losses[1]:>11}"
+        )
+    if result["chosen"]:
+        lines.append(
+            f"chosen: {result['chosen']['name']}; cut it with `minitron prune CKPT --search {result['out']} --out DIR`"
+        )
+    return "\n".join(lines)
+
+
+def _eval(config: EvalConfig) -> Any:
+    from minitron_cli.evaluate.stage import run_eval
+
+    return run_eval(config)
+
+
+def _show_eval(result: dict[str, Any]) -> str:
+    from minitron_cli.evaluate.stage import EvalResult
+    from minitron_cli.evaluate.table import format_eval
+
+    return format_eval(EvalResult(**result))
+
+
+def _run(config: RunConfig) -> Any:
+    from minitron_cli.stages import run_recipe
+
+    return run_recipe(config)
+
+
+def _plan_run(config: RunConfig) -> dict[str, Any]:
+    from minitron_cli.stages import plan_recipe
+
+    return plan_recipe(config)
+
+
+def _show_run(result: dict[str, Any]) -> str:
+    from minitron_cli.stages import format_run
+
+    return format_run(result)
+
+
+def _show_run_plan(plan: dict[str, Any]) -> str:
+    import yaml
+
+    recipe = yaml.safe_dump(plan["recipe"], sort_keys=False)
+    return f"stages: {' -> '.join(plan['stages'])}\nout: {plan['out']}\n\n{recipe}"
+
+
+def _compress(config: CompressConfig) -> Any:
+    from minitron_cli.stages import run_compress
+
+    return run_compress(config)
+
+
+def _report(config: ReportConfig) -> Any:
+    from minitron_cli.report.stage import run_report
+
+    return run_report(config)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     add_stage(app, "importance", ImportanceConfig, _importance, _show_importance)
+    add_stage(app, "search", SearchConfig, _search, _show_search)
     add_stage(app, "prune", PruneConfig, _prune, _show_prune, dry_run=(_plan, _show_plan))
     add_stage(app, "distill", DistillConfig, _distill, _show_distill)
+    add_stage(app, "eval", EvalConfig, _eval, _show_eval)
+    add_stage(app, "compress", CompressConfig, _compress, _show_run)
+    add_stage(app, "run", RunConfig, _run, _show_run, dry_run=(_plan_run, _show_run_plan))
+    add_stage(app, "report", ReportConfig, _report, lambda result: f"{result['out']}: open it in a browser")

@@ -17,9 +17,13 @@ from typing import Any, Self, get_type_hints
 from minitron_cli.errors import ConfigError
 
 
-def option(default: Any, help: str, *, flag: str = "", keyed: bool = True) -> Any:
-    """A field that is a `--name` option. `keyed=False`: the value cannot change what the stage writes."""
-    metadata = {"help": help, "flag": flag, "keyed": keyed, "kind": "option"}
+def option(default: Any, help: str, *, flag: str = "", keyed: bool = True, commas: bool = False) -> Any:
+    """A field that is a `--name` option.
+
+    `keyed=False`: the value cannot change what the stage writes. `commas=True`, for tuples: `--name a,b` is the same as
+    `--name a --name b`.
+    """
+    metadata = {"help": help, "flag": flag, "keyed": keyed, "kind": "option", "commas": commas}
     if isinstance(default, (list, dict)):
         raise TypeError("use a tuple for a repeated option")
     return dataclasses.field(default=default, metadata=metadata)
@@ -50,12 +54,17 @@ class StageConfig:
         from pydantic import ValidationError
 
         for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            if field.metadata.get("commas"):
+                given = split_commas(given)
             try:
-                value = _adapter(type(self), field.name).validate_python(getattr(self, field.name))
+                # mypy takes the instances' __hash__ for the class's own
+                adapter = _adapter(type(self), field.name)  # type: ignore[arg-type]
+                value = adapter.validate_python(given)
             except ValidationError as error:
                 first = error.errors()[0]
                 where = field.name.replace("_", "-")
-                shown = first.get("input", getattr(self, field.name))
+                shown = first.get("input", given)
                 raise ConfigError(f"--{where}: {first['msg']} (got {shown!r}).") from None
             object.__setattr__(self, field.name, value)
         self.check()
@@ -74,7 +83,10 @@ class StageConfig:
         for field in dataclasses.fields(cls):
             if field.default is dataclasses.MISSING and field.name not in values:
                 raise ConfigError(f"{where}{field.name} is required: {field.metadata['help']}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            raise ConfigError(f"{where.removesuffix('.')}: {error}" if where else str(error)) from None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values of all fields."""
@@ -91,6 +103,17 @@ class WritingConfig(StageConfig):
 
     out: Path = required("Directory to write; appears only when complete.", keyed=False)
     force: bool = option(False, "Replace an existing output directory.", keyed=False)
+
+
+def split_commas(value: Any) -> Any:
+    """`"a,b"` and `("a", "b,c")` as tuples of their parts; the validation judges what holds no strings."""
+    items = (value,) if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        return value
+    parts: list[Any] = []
+    for item in items:
+        parts += [part.strip() for part in item.split(",") if part.strip()] if isinstance(item, str) else [item]
+    return tuple(parts)
 
 
 def check_keys(values: Mapping[str, Any], allowed: list[str], *, where: str = "") -> None:

@@ -23,7 +23,9 @@ class DistillConfig(WritingConfig):
     tokens: Annotated[int, Ge(1)] | None = option(None, "Training tokens, instead of --steps.")
     batch_size: Annotated[int, Ge(1)] = option(32, "Sequences per optimizer step.")
     micro_batch: Annotated[int, Ge(1)] | None = option(None, "Sequences per forward pass; default the whole batch.")
-    loss: Literal["kl", "ce"] = option("kl", "kl: forward KL to the teacher; ce: cross-entropy (conventional retraining).")
+    loss: Literal["kl", "ce"] = option(
+        "kl", "kl: forward KL to the teacher; ce: cross-entropy (conventional retraining)."
+    )
     init: Literal["student", "random"] = option("student", "random: the student's shape with fresh weights.")
     temperature: Annotated[float, Gt(0)] = option(1.0, "Softmax temperature of the KL.")
     lr: Annotated[float, Gt(0)] = option(1e-4, "Peak learning rate.")

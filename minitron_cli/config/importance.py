@@ -20,7 +20,9 @@ class ImportanceConfig(WritingConfig):
     checkpoint: str = argument("Checkpoint to score: directory, Hub id or builtin:tiny-py.", keyed=False)
     data: Path = required("Prepared data set; calibration sequences come from its train split.", keyed=False)
     samples: Annotated[int, Ge(1)] = option(1024, "Calibration sequences.")
-    loss_samples: Annotated[int, Ge(0)] = option(32, "Sequences for the loss increase of each removed layer; 0 skips it.")
+    loss_samples: Annotated[int, Ge(0)] = option(
+        32, "Sequences for the loss increase of each removed layer; 0 skips it."
+    )
     batch_size: Annotated[int, Ge(1)] = option(8, "Sequences per forward pass.")
     batch_agg: Aggregator = option("l2", "Aggregation over sequences.")
     seq_agg: Aggregator = option("mean", "Aggregation over the tokens of a sequence.")

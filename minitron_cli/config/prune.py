@@ -19,7 +19,9 @@ class PruneConfig(WritingConfig):
     """Cut a checkpoint to explicit sizes; what is not named stays as it is."""
 
     checkpoint: str = argument("Checkpoint to cut: directory, Hub id or builtin:tiny-py.", keyed=False)
-    importance: Path | None = option(None, "Scores from `minitron importance`; without it weight norms decide.", keyed=False)
+    importance: Path | None = option(
+        None, "Scores from `minitron importance`; without it weight norms decide.", keyed=False
+    )
     plan: Path | None = option(None, "Execute this plan file (JSON, as --dry-run --json prints it).", keyed=False)
     search: Path | None = option(None, "Execute the plan that `minitron search` chose.", keyed=False)
     layers: Size = option(None, "Decoder layers to keep.")
@@ -29,7 +31,9 @@ class PruneConfig(WritingConfig):
     kv_heads: Size = option(None, "KV heads; each leaves with its query heads.")
     head_dim: Size = option(None, "Channels per head.")
     layer_score: Literal["auto", "loss", "bi"] = option("auto", "Layers leave by loss increase or block importance.")
-    drop_layers: tuple[Annotated[int, Ge(0)], ...] = option((), "Remove exactly these layers (0-based) instead.")
+    drop_layers: tuple[Annotated[int, Ge(0)], ...] = option(
+        (), "Remove exactly these layers instead: 0-based, separated by commas.", commas=True
+    )
     shard_bytes: Annotated[int, Ge(1)] = option(5_000_000_000, "Largest size of one weights file.")
 
     def check(self) -> None:

@@ -21,14 +21,20 @@ class SearchConfig(StageConfig):
     tolerance: str = option("5%", "Half width of the window around --params.")
     params_range: str | None = option(None, "The window itself, LO:HI, each like --params; bounds inclusive.")
     count: Literal["total", "non-embedding"] = option("total", "Which parameters the budget counts.")
-    grid: tuple[str, ...] = option((), "axis=values: hidden=96,112 or layers=29..32; repeat per axis. Default: automatic.")
+    grid: tuple[str, ...] = option(
+        (), "axis=values: hidden=96,112 or layers=29..32; repeat per axis. Default: automatic."
+    )
     list: bool = option(False, "Print the feasible candidates and stop; needs config.json only.", keyed=False)
     importance: Path | None = option(None, "Scores from `minitron importance`.", keyed=False)
     data: Path | None = option(None, "Prepared data set.", keyed=False)
     out: Path | None = option(None, "Directory to write; appears only when complete.", keyed=False)
     force: bool = option(False, "Replace an existing output directory.", keyed=False)
-    candidates: Annotated[int, Ge(1)] = option(16, "Candidates measured zero-shot: the largest of the window, spread over shapes.")
-    finalists: Annotated[int, Ge(0)] = option(3, "Best candidates that are distilled briefly; 0 trusts the zero-shot loss.")
+    candidates: Annotated[int, Ge(1)] = option(
+        16, "Candidates measured zero-shot: the largest of the window, spread over shapes."
+    )
+    finalists: Annotated[int, Ge(0)] = option(
+        3, "Best candidates that are distilled briefly; 0 trusts the zero-shot loss."
+    )
     steps: Annotated[int, Ge(1)] = option(100, "Optimizer steps of the short distillation.")
     batch_size: Annotated[int, Ge(1)] = option(32, "Sequences per optimizer step.")
     lr: Annotated[float, Gt(0)] = option(1e-4, "Peak learning rate of the short distillation.")

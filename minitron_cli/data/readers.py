@@ -14,7 +14,7 @@ from typing import IO, Any
 from minitron_cli.errors import InputError
 
 BLOCK_BYTES = 2 << 20
-"""About the most a document of a text file may hold: longer ones are cut after a line end. Tokenising takes 100 times this."""
+"""About the most a document of a text file may hold: tokenising takes 100 times its memory. Longer ones are cut."""
 
 PARQUET_ROWS = 256
 """Rows decoded at a time."""

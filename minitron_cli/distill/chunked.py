@@ -7,46 +7,17 @@ next begins, so memory does not grow with (tokens x vocabulary).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from minitron_cli.distill.losses import cross_entropy, forward_kl
+from minitron_cli.models.head import Head
 
 CHUNK_BYTES = 64 << 20
 """Logits of one chunk, in fp32."""
 
-
-@dataclass(frozen=True)
-class Head:
-    """How a model turns final hidden states into logits: linear, then the config's scale and soft-cap."""
-
-    linear: torch.nn.Module
-    multiplier: float
-    divisor: float
-    softcap: float | None
-
-    @classmethod
-    def of(cls, model: Any) -> Head:
-        """Read the stock model's head and the config numbers the stock classes apply after it."""
-        config = model.config
-        return cls(
-            model.get_output_embeddings(),
-            float(getattr(config, "logit_scale", None) or 1.0),
-            float(getattr(config, "logits_scaling", None) or 1.0),
-            getattr(config, "final_logit_softcapping", None),
-        )
-
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(tokens, hidden) to (tokens, vocab) fp32; the soft-cap acts after the upcast."""
-        logits = self.linear(hidden).float() * self.multiplier / self.divisor
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
-    @property
-    def vocab(self) -> int:
-        """Rows of the head."""
-        return int(self.linear.weight.shape[0])  # type: ignore[union-attr,arg-type]
+ChunkLoss = Callable[[torch.Tensor, slice], torch.Tensor]
+"""(student logits (chunk, vocab), which tokens) to per-token losses (chunk,)."""
 
 
 def chunks(tokens: int, vocab: int) -> Iterator[slice]:
@@ -56,9 +27,7 @@ def chunks(tokens: int, vocab: int) -> Iterator[slice]:
         yield slice(start, min(start + length, tokens))
 
 
-def backward_in_chunks(
-    hidden: torch.Tensor, head: Head, loss_of: Callable[[torch.Tensor, slice], torch.Tensor], scale: float
-) -> float:
+def backward_in_chunks(hidden: torch.Tensor, head: Head, loss_of: ChunkLoss, scale: float) -> float:
     """Sum `loss_of(student logits, chunk)` over all chunks and send scale * gradient into the student.
 
     Args:
@@ -79,7 +48,7 @@ def backward_in_chunks(
     return float(total)
 
 
-def kl_loss(teacher_hidden: torch.Tensor, teacher_head: Head, temperature: float) -> Callable[..., torch.Tensor]:
+def kl_loss(teacher_hidden: torch.Tensor, teacher_head: Head, temperature: float) -> ChunkLoss:
     """A chunk loss: forward KL to the teacher's logits, made from its hidden states when the chunk comes."""
 
     def loss(student_logits: torch.Tensor, chunk: slice) -> torch.Tensor:
@@ -90,7 +59,7 @@ def kl_loss(teacher_hidden: torch.Tensor, teacher_head: Head, temperature: float
     return loss
 
 
-def ce_loss(targets: torch.Tensor) -> Callable[..., torch.Tensor]:
+def ce_loss(targets: torch.Tensor) -> ChunkLoss:
     """A chunk loss: cross-entropy to the next tokens, (tokens,) ids."""
 
     def loss(student_logits: torch.Tensor, chunk: slice) -> torch.Tensor:

@@ -20,8 +20,8 @@ from minitron_cli.errors import InputError
 from minitron_cli.evaluate.perplexity import evaluate_split
 from minitron_cli.manifest import StageOutput, fingerprint, require_disk
 from minitron_cli.models.load import load_model, new_model, own_memory
-from minitron_cli.models.save import save_model
 from minitron_cli.models.match import require_same_tokenizer
+from minitron_cli.models.save import save_model
 from minitron_cli.runtime.device import pick_device, pick_dtype
 from minitron_cli.runtime.memory import peak_rss_bytes
 from minitron_cli.runtime.progress import Progress, say
@@ -58,7 +58,9 @@ class DistillResult:
 class Run:
     """One training run: its progress is `step`, its history `losses` and `validations`; both are part of the state."""
 
-    def __init__(self, config: DistillConfig, dataset: TokenDataset, trainer: Trainer, teacher: Teacher | None, partial: Path) -> None:
+    def __init__(
+        self, config: DistillConfig, dataset: TokenDataset, trainer: Trainer, teacher: Teacher | None, partial: Path
+    ) -> None:
         self.config, self.trainer, self.teacher, self.partial = config, trainer, teacher, partial
         self.train = dataset.split("train")
         self.validation = dataset.split("validation") if "validation" in dataset.index["splits"] else None
@@ -90,9 +92,7 @@ class Run:
             return
         size = self.config.micro_batch or self.config.batch_size
         count = self.config.eval_sequences
-        loss = evaluate_split(
-            self.trainer.model, self.validation, batch_size=size, max_sequences=count, device=self.trainer.device
-        ).loss
+        loss = evaluate_split(self.trainer.model, self.validation, batch_size=size, max_sequences=count).loss
         self.trainer.model.train()
         self.validations.append((self.step, loss))
 
@@ -103,8 +103,8 @@ class Run:
         size = config.micro_batch or config.batch_size
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         batches = [Batch.read(self.train, part, self.trainer.device) for part in parts]
-        hidden = [self.teacher.hidden(batch) for batch in batches] if self.teacher else []
-        self.losses.append(self.trainer.update(batches, self.teacher, hidden, self.step))
+        lessons = [self.teacher.lesson(batch) for batch in batches] if self.teacher else []
+        self.losses.append(self.trainer.update(batches, lessons, self.step))
         self.step += 1
         return sum(batch.ids.numel() for batch in batches)
 
@@ -142,7 +142,9 @@ def run_distill(config: DistillConfig) -> DistillResult:
     owners = {"the student": student.path} | ({"the teacher": teacher.path} if teacher else {})
     require_same_tokenizer(dataset, owners)
     if dataset.vocab_size > student.shape["vocab"]:
-        raise InputError(f"The data uses {dataset.vocab_size} token ids and the student knows {student.shape['vocab']}.")
+        raise InputError(
+            f"The data uses {dataset.vocab_size} token ids and the student knows {student.shape['vocab']}."
+        )
     tokens_per_step = config.batch_size * dataset.seq_len
     steps = config.steps or max(1, round((config.tokens or 0) / tokens_per_step))
     device = pick_device(config.device)
@@ -170,7 +172,6 @@ def run_distill(config: DistillConfig) -> DistillResult:
         result = _result(run, config, steps, tokens_per_step, began)
         curve = {"loss": run.losses, "validation": run.validations, "tokens_per_step": tokens_per_step}
         (output.partial / CURVE).write_text(json.dumps(curve))
-        (output.partial / STATE).unlink(missing_ok=True)
         output.commit(result.to_json())
     return result
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from minitron_cli.config.distill import DistillConfig
-from minitron_cli.distill.chunked import Head, backward_in_chunks, ce_loss, kl_loss
+from minitron_cli.distill.chunked import backward_in_chunks, ce_loss, kl_loss
 from minitron_cli.errors import RunError
+from minitron_cli.models.head import Head, backbone_output
 from minitron_cli.tokens import Split
 
 
@@ -39,17 +40,25 @@ class Batch:
         return self.ids[:, 1:][self.targets]
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher says of a batch: final hidden states at target positions (targets, hidden), and its head."""
+
+    hidden: torch.Tensor
+    head: Head
+
+
 class Teacher:
-    """A frozen model whose final hidden states are made once per batch, for any number of students."""
+    """A frozen model that passes each batch once, for any number of students."""
 
     def __init__(self, model: Any) -> None:
         self.model = model.requires_grad_(False)
-        self.head = Head.of(model)
 
-    def hidden(self, batch: Batch) -> torch.Tensor:
-        """Final hidden states at target positions, (targets, hidden)."""
+    def lesson(self, batch: Batch) -> Lesson:
+        """Run the backbone; logits are made from the lesson chunk by chunk, when a loss needs them."""
         with torch.no_grad():
-            return batch.at_targets(self.model.base_model(batch.ids, use_cache=False).last_hidden_state)
+            output = backbone_output(self.model, batch.ids)
+            return Lesson(batch.at_targets(output.last_hidden_state), Head(self.model, output))
 
 
 def learning_rate(config: DistillConfig, step: int, steps: int) -> float:
@@ -66,7 +75,6 @@ class Trainer:
 
     def __init__(self, model: Any, config: DistillConfig, steps: int, dtype: torch.dtype) -> None:
         self.model, self.config, self.steps = model.train(), config, steps
-        self.head = Head.of(model)
         self.device = next(model.parameters()).device
         self.autocast = dtype if dtype in (torch.bfloat16, torch.float16) else None
         # Decay shrinks matrices; norm weights and biases have a natural scale of their own.
@@ -80,11 +88,11 @@ class Trainer:
             groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=self.device.type in ("cpu", "cuda")
         )
 
-    def update(self, batches: Sequence[Batch], teacher: Teacher | None, hidden: Sequence[torch.Tensor], step: int) -> float:
+    def update(self, batches: Sequence[Batch], lessons: Sequence[Lesson], step: int) -> float:
         """One optimizer step over micro-batches.
 
         Args:
-            hidden: the teacher's final hidden states for each micro-batch (empty without a teacher).
+            lessons: the teacher's answer to each micro-batch; empty where the loss is cross-entropy.
 
         Returns the mean loss over target tokens, in nats.
 
@@ -98,14 +106,15 @@ class Trainer:
         total = 0.0
         for number, batch in enumerate(batches):
             with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-                states = self.model.base_model(batch.ids, use_cache=False).last_hidden_state
-                if teacher is not None and self.config.loss == "kl":
-                    loss_of = kl_loss(hidden[number], teacher.head, self.config.temperature)
+                output = backbone_output(self.model, batch.ids)
+                if lessons:
+                    loss_of = kl_loss(lessons[number].hidden, lessons[number].head, self.config.temperature)
                     # A softened gradient shrinks with T^2; undo that in the step, not in the number reported.
                     scale = self.config.temperature**2 / count
                 else:
                     loss_of, scale = ce_loss(batch.next_tokens), 1 / count
-                total += backward_in_chunks(batch.at_targets(states), self.head, loss_of, scale)
+                hidden = batch.at_targets(output.last_hidden_state)
+                total += backward_in_chunks(hidden, Head(self.model, output), loss_of, scale)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if not (math.isfinite(total) and bool(torch.isfinite(norm))):
             raise RunError(
@@ -132,7 +141,9 @@ class Trainer:
             for name in self.names:
                 parameters[name].copy_(tensors[f"weight.{name}"])
                 state = {
-                    key: tensors[f"{key}.{name}"].to("cpu" if key == "step" and self.device.type == "cpu" else self.device)
+                    key: tensors[f"{key}.{name}"].to(
+                        "cpu" if key == "step" and self.device.type == "cpu" else self.device
+                    )
                     for key in ("step", "exp_avg", "exp_avg_sq")
                     if f"{key}.{name}" in tensors
                 }

@@ -13,7 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
 from minitron_cli.evaluate.mmlu import SPLITS, read_rows, subject_file
-from minitron_cli.evaluate.perplexity import backbone_output, head_logits
+from minitron_cli.models.head import Head, backbone_output
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 """(context, continuation) as text, then the ids of each."""
@@ -87,7 +87,9 @@ class LanguageModel(HFLM):  # type: ignore[misc]
         places = (ends - keep + torch.arange(keep)).clamp(min=0).to(self.device)  # (rows, keep)
         hidden = output.last_hidden_state
         hidden = hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[-1]))
-        scores = head_logits(self.model, output, hidden).log_softmax(-1)  # (rows, keep, vocab)
+        scores = (
+            Head(self.model, output)(hidden.flatten(0, 1)).log_softmax(-1).view(*hidden.shape[:2], -1)
+        )  # (rows, keep, vocab)
         found = {}
         for row, continuations in enumerate(wanted):
             for index, continuation in continuations:

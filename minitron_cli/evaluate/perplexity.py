@@ -1,8 +1,6 @@
 """Perplexity and bits per byte, without ever holding the logits of a whole batch.
 
-Hidden states go through the model's own output head a few positions at a time. "Own" is meant literally: the stock
-forward runs with its backbone replaced by the finished hidden states, so that soft-caps, logit scales and biases of
-every family apply without being listed here.
+Hidden states go through the model's own output head a few tokens at a time.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from minitron_cli.errors import InputError, RunError
+from minitron_cli.models.head import Head, backbone_output
 from minitron_cli.runtime.progress import Progress
 from minitron_cli.tokens import Split
 
@@ -33,37 +32,19 @@ class Perplexity:
     tokens: int
 
 
-def backbone_output(model: Any, input_ids: Tensor) -> Any:
-    """The output of the model without its head for (batch, seq) ids; `.last_hidden_state` is (batch, seq, hidden)."""
-    return model.base_model(input_ids=input_ids, use_cache=False)
-
-
-def head_logits(model: Any, output: Any, hidden: Tensor) -> Tensor:
-    """Logits (batch, positions, vocab) in fp32 of some hidden states (batch, positions, hidden) taken from `output`."""
-    finished = type(output)(**{**output, "last_hidden_state": hidden})
-    placeholder = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-    backbone = model.base_model
-    backbone.forward = lambda *args, **kwargs: finished
-    try:
-        logits: Tensor = model(input_ids=placeholder, use_cache=False).logits
-    finally:
-        del backbone.forward  # the class's own is visible again
-    return logits.float()
-
-
 @torch.no_grad()
 def token_losses(model: Any, input_ids: Tensor, *, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
     """Cross-entropy in nats of every next token: ids (batch, seq) give (batch, seq - 1) in fp32."""
     output = backbone_output(model, input_ids)
-    batch, length = input_ids.shape
-    step = max(1, chunk_elements // (batch * model.config.get_text_config().vocab_size))
-    losses = torch.empty(batch, length - 1, device=input_ids.device)
-    for start in range(0, length - 1, step):
-        end = min(start + step, length - 1)
-        logits = head_logits(model, output, output.last_hidden_state[:, start:end])
-        # (batch, vocab, positions) is the layout that cross_entropy takes for more than one axis of targets
-        losses[:, start:end] = cross_entropy(logits.mT, input_ids[:, start + 1 : end + 1], reduction="none")
-    return losses
+    head = Head(model, output)
+    hidden = output.last_hidden_state[:, :-1].flatten(0, 1)
+    targets = input_ids[:, 1:].flatten()
+    step = max(1, chunk_elements // head.vocab)
+    losses = torch.empty(len(targets), device=input_ids.device)
+    for start in range(0, len(targets), step):
+        chunk = slice(start, start + step)
+        losses[chunk] = cross_entropy(head(hidden[chunk]), targets[chunk], reduction="none")
+    return losses.view(input_ids.shape[0], -1)
 
 
 def evaluate_split(
@@ -72,7 +53,6 @@ def evaluate_split(
     *,
     batch_size: int,
     max_sequences: int | None = None,
-    device: torch.device,
     progress: Progress | None = None,
 ) -> Perplexity:
     """Predict every token of the first `max_sequences` sequences from those before it in the same sequence.
@@ -84,6 +64,7 @@ def evaluate_split(
         RunError: the loss is not a finite number.
     """
     sequences = min(len(split), max_sequences or len(split))
+    device = next(model.parameters()).device
     nats, tokens = 0.0, 0
     for start in range(0, sequences, batch_size):
         rows = range(start, min(start + batch_size, sequences))

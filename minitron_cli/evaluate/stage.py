@@ -86,7 +86,6 @@ def run_eval(config: EvalConfig) -> EvalResult:
             out=str(config.out), checkpoint=config.checkpoint, seconds=round(time.monotonic() - began, 3), **measured
         )
         write_json(output.partial / RESULTS, measured)
-        (output.partial / STATE).unlink()
         output.commit(result.to_json())
     return result
 
@@ -157,6 +156,5 @@ def _perplexity(config: EvalConfig, split: Split, model: Any) -> Perplexity:
             split,
             batch_size=config.batch_size,
             max_sequences=config.max_sequences,
-            device=model.device,
             progress=progress,
         )

@@ -70,5 +70,4 @@ GEMMA2 = Family(
     ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),
     embed_scale="hidden",
     softcap_key="final_logit_softcapping",
-    draft=True,
 )

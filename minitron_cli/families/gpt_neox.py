@@ -15,7 +15,8 @@ GPT_NEOX = Family(
         Axis("hidden", "hidden_size", prunable=True),
         Axis("ffn", "intermediate_size", prunable=True, per_layer=True),
         Axis("heads", "num_attention_heads", prunable=True, per_layer=True),
-        Axis("kv_heads", default="heads"),
+        # One KV head per query head: they leave together.
+        Axis("kv_heads", default="heads", prunable=True),
         Axis("head_dim", default="hidden // heads", prunable=True),
         Axis("v_head_dim", default="head_dim", within="heads", per_layer=True),
         Axis("vocab", "vocab_size", why_not="the tokenizer decides it"),
@@ -59,5 +60,4 @@ GPT_NEOX = Family(
     rotary=Rotary(theta_key="rotary_emb_base", fraction=0.25, fraction_key="rotary_pct"),
     tied={"embed_out.weight": "gpt_neox.embed_in.weight"},
     ignored=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
-    draft=True,
 )

@@ -61,6 +61,7 @@ LLAMA = Family(
         Divides("hidden", "heads", "LlamaConfig.validate_architecture: hidden_size % num_attention_heads != 0"),
     ),
     rotary=Rotary(),
+    prefix="model.",
     tied={"lm_head.weight": "model.embed_tokens.weight"},
     ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),
 )

@@ -22,7 +22,13 @@ def lookup(config: Config, key: str) -> Any:
 
 
 def holds(config: Config, condition: str) -> bool:
-    """Whether a condition ("key", "!key", "key=value", "key!=value") holds."""
+    """Whether a condition ("key", "!key", "key=value", "key!=value", "key==other_key") holds.
+
+    An absent or null key equals any other key: stock classes then copy the other.
+    """
+    if "==" in condition:
+        key, other = condition.split("==")
+        return lookup(config, key) in (None, lookup(config, other))
     if "!=" in condition:
         key, value = condition.split("!=")
         return str(lookup(config, key)) != value
@@ -58,13 +64,14 @@ class LayerRule:
     indices   `key` lists layer numbers                      renumbered; tags "in" and "out"
     leading   `key` counts leading layers                    recounted; tags "in" and "out"
     period    every `key`-th layer (1-based multiple)        made explicit or refused; tags "in" and "out"
+    flag      `key` is a switch for all layers               stays; tags "in" (on) and "out"
     An absent key gives every layer `absent`: a tag, "" for none, or the rule the stock class falls back on.
     `fixed` is the value where the stock class hard-codes it and reads no key.
     """
 
     key: str
-    kind: Literal["list", "pattern", "indices", "leading", "period"]
-    tags: Mapping[str, str | LayerRule] = field(default_factory=dict)
+    kind: Literal["list", "pattern", "indices", "leading", "period", "flag"]
+    tags: Mapping[Any, str | LayerRule] = field(default_factory=dict)
     absent: str | LayerRule = ""
     fixed: int | None = None
 
@@ -86,6 +93,8 @@ class LayerRule:
                 inside = layer < value
             case "period":
                 inside = (layer + 1) % value == 0
+            case "flag":
+                inside = bool(value)
         return self.tags.get("in" if inside else "out", "")
 
     def walk(self) -> Iterator[LayerRule]:

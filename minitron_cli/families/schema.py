@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from minitron_cli.errors import FamilyError, ShapeError
-from minitron_cli.families.expression import parse, size
+from minitron_cli.families.expression import axes, parse, size
 from minitron_cli.families.reading import Config, LayerRule, formula, holds, lookup
 
 __all__ = [
     "BYTES", "Axis", "Config", "Divides", "Family", "LayerRule", "Norm", "Rotary", "Tap", "Tensor",
-    "formula", "holds", "lookup",
+    "formula", "holds", "lookup", "unscaled", "without",
 ]  # fmt: skip
 
 BYTES = {
@@ -86,7 +87,8 @@ class Tensor:
     declaration that holds where they do not, for a name whose dimensions depend on the config or the layer.
     `role`: "norm" (statistics run over its one axis), "query" (carries the softmax scale of its head_dim; in a fused
     tensor the queries are the first term of the sum), "query_norm" (both: a norm of queries), "buffer" (saved, but
-    not a parameter), or "". `norm`: how this norm works where it is not the family's.
+    not a parameter), or "". Statistics of a norm run over its last dimension. `norm`: how it works where it is not the
+    family's.
     """
 
     dims: tuple[str, ...]
@@ -133,7 +135,9 @@ class Rotary:
     layout: "half" pairs channel j with j + d/2, "interleaved" pairs 2j with 2j + 1. `types` are the rope types whose
     scaling acts on each frequency alone, so that a progression of kept pairs is the same function with another theta.
     Only the first `fraction` of the channels turns. `theta_key` and `fraction_key` are legacy top-level keys (""
-    where there is none); transformers 5 writes rope_parameters.rope_theta and .partial_rotary_factor.
+    where there is none; a class without `fraction_key` reads no fraction at all); transformers 5 writes
+    rope_parameters.rope_theta and .partial_rotary_factor. `sections` are the layer types that have rope parameters of
+    their own, each with the legacy key of its theta and its default; the first also takes legacy rope_scaling.
     """
 
     axis: str = "head_dim"
@@ -143,15 +147,27 @@ class Rotary:
     fraction: float = 1.0
     fraction_key: str = ""
     types: tuple[str, ...] = ("default", "linear", "llama3")
+    sections: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+
+
+def without(tensors: Mapping[str, Tensor], *parts: str) -> dict[str, Tensor]:
+    """The table without names that contain one of `parts`."""
+    return {name: tensor for name, tensor in tensors.items() if not any(part in name for part in parts)}
+
+
+def unscaled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The table of a class whose softmax scale is not carried by its query projections."""
+    return {name: replace(tensor, role="") if tensor.role == "query" else tensor for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
 class Family:
     """One model family. `model_types` are the values of `model_type` in config.json it answers for.
 
+    when            conditions it also asks: one model type may have several layouts, each a family of its own
     defaults        field defaults of the stock config class, where published configs leave keys out
     layer_rules     each gives every layer at most one tag
-    coupled         axis to the expression the stock class forces it to equal: cut both sides or refuse
+    coupled         axis to the expression the stock class forces it to equal; whichever side is not asked for follows
     prefix          module prefix that published checkpoints may lack on every name ("transformer." of gpt2)
     tied            tensor to the tensor it is tied to, names on disk
     ignored         patterns (full matches) of legacy tensors that mean nothing
@@ -168,6 +184,7 @@ class Family:
     axes: tuple[Axis, ...]
     tensors: Mapping[str, Tensor]
     taps: Mapping[str, tuple[Tap, ...]] = field(default_factory=dict)
+    when: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     layer_rules: tuple[LayerRule, ...] = ()
     divides: tuple[Divides, ...] = ()
@@ -195,6 +212,35 @@ class Family:
                 return axis
         known = ", ".join(axis.name for axis in self.axes if axis.prunable)
         raise FamilyError(f"{self.name} has no axis '{name}'; it can cut {known}.")
+
+    def answers_for(self, config: Config) -> bool:
+        """Whether this family explains that config."""
+        full = self.with_defaults(config)
+        return config.get("model_type") in self.model_types and all(holds(full, each) for each in self.when)
+
+    @cached_property
+    def cut_axes(self) -> tuple[Axis, ...]:
+        """Axes whose units are chosen: those that dimensions are made of and that a cut may change."""
+        used = {name for tensor in self.declarations() for dim in tensor.dims for name in axes(parse(dim))}
+        derived = {axis.name for axis in self.axes if not axis.key and not axis.why_not}
+        return tuple(axis for axis in self.axes if axis.name in used and (axis.prunable or axis.name in derived))
+
+    def declarations(self) -> Iterator[Tensor]:
+        """Every declaration of the table, alternatives included."""
+        for tensor in self.tensors.values():
+            here: Tensor | None = tensor
+            while here is not None:
+                yield here
+                here = here.otherwise
+
+    def axes_with(self, *changed: Axis) -> tuple[Axis, ...]:
+        """This family's axes with some replaced (by name) or added at the end."""
+        by_name = {axis.name: axis for axis in changed}
+        own = {axis.name for axis in self.axes}
+        return (
+            *(by_name.get(axis.name, axis) for axis in self.axes),
+            *(axis for axis in changed if axis.name not in own),
+        )
 
     def with_defaults(self, config: Config) -> Config:
         """The config with the stock class's defaults under absent keys; an explicit null stays (see the module)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Calibration:
 
     def save(self) -> None:
         """Replace the state on disk by the present one."""
-        tensors = {}
+        tensors: dict[str, torch.Tensor] = {}
         for number, statistic in enumerate(self._statistics()):
             tensors |= {f"{number}.first": statistic.first, f"{number}.second": statistic.second}
         counts = [statistic.count for statistic in self._statistics()]
@@ -103,13 +103,9 @@ class Calibration:
                 progress.advance()
 
     def _loss(self, view: Split, placed: PlacedTap | None) -> float:
-        measure: Callable[[], float] = lambda: evaluate_split(
-            self.model, view, batch_size=self.config.batch_size, device=self.device
-        ).loss
-        if placed is None:
-            return measure()
-        with skipped_layer(placed):
-            return measure()
+        """Loss in nats per token, with one layer skipped or (None) the whole model."""
+        with nullcontext() if placed is None else skipped_layer(placed):
+            return evaluate_split(self.model, view, batch_size=self.config.batch_size).loss
 
     def scores(self) -> dict[str, Array]:
         """All scores gathered: width axes, `layers.bi`, and `layers.loss` (increase in nats per token)."""

@@ -12,7 +12,7 @@ from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.errors import FamilyError, RunError
-from minitron_cli.importance.collect import STATE, Calibration
+from minitron_cli.importance.collect import Calibration
 from minitron_cli.importance.layout import SCORES
 from minitron_cli.importance.weights import weight_norm_scores
 from minitron_cli.manifest import StageOutput, fingerprint, require_disk
@@ -72,15 +72,15 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
         calibration.sweep()
         calibration.layer_losses()
         from_weights = weight_norm_scores(checkpoint)
-        scores = calibration.scores()
-        rotary = checkpoint.shape.family.rotary
-        if rotary is not None:
-            scores[rotary.axis] = from_weights[rotary.axis]
+        # Axes that no activation shows (rotary pairs, query and key channels) are ranked by weights.
+        unheard = {name: values for name, values in from_weights.items() if name != "layers"}
+        scores = {**unheard, **calibration.scores()}
         for name, values in scores.items():
             if not (values == values).all():
-                raise RunError(f"Scores of {name} are not numbers; the checkpoint's activations overflow in {dtype}, try --dtype float32.")
+                raise RunError(
+                    f"Scores of {name} are not numbers; activations overflow in {dtype}, try --dtype float32."
+                )
         save_file(scores, output.partial / SCORES)
-        (output.partial / STATE).unlink()
         result = ImportanceResult(
             out=str(config.out),
             samples=config.samples,

@@ -34,8 +34,12 @@ def load_scores(directory: Path, shape: Shape, source: str, layer_score: str) ->
     scores = {name: array for name, array in stored.items() if not name.startswith("layers.")}
     for axis in scored_axes(shape):
         if axis.name in scores and scores[axis.name].shape != score_shape(shape, axis):
-            raise InputError(f"{directory}: scores of {axis.name} have another shape than the checkpoint; score it again.")
+            raise InputError(
+                f"{directory}: scores of {axis.name} have another shape than the checkpoint; score it again."
+            )
     for kind in LAYER_SCORES if layer_score == "auto" else (layer_score,):
         if f"layers.{kind}" in stored:
             return {**scores, "layers": stored[f"layers.{kind}"]}
-    raise InputError(f"{directory} has no {layer_score} layer scores; run `minitron importance` with --loss-samples above 0.")
+    raise InputError(
+        f"{directory} has no {layer_score} layer scores; run `minitron importance` with --loss-samples above 0."
+    )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.rotary import per_unit
 from minitron_cli.checkpoint.surgery import labels
 from minitron_cli.families.expression import axes, parse
 from minitron_cli.families.schema import Axis
@@ -26,7 +27,7 @@ def weight_norm_scores(checkpoint: Checkpoint, *, on_tensor: Callable[[], None] 
     layer_totals = np.zeros(shape.sizes["layers"])
     for name, (tensor, layer) in checkpoint.declared.items():
         on_tensor()
-        if tensor.role in ("norm", "buffer"):
+        if tensor.role in ("norm", "query_norm", "buffer"):
             continue
         squares = checkpoint.read(name).to(torch.float32).square().numpy().astype(np.float64)
         if layer is not None:
@@ -46,10 +47,8 @@ def _add(total: Array, energy: Array, shape: Shape, axis: Axis, text: str, layer
     summed = np.bincount(unit[used], weights=energy[used], minlength=units)
     rotary = shape.family.rotary
     if rotary is not None and axis.name == rotary.axis:
-        half = rotary.layout == "half"
-        summed = summed.reshape((2, -1) if half else (-1, 2)).sum(axis=0 if half else 1)
         if layer is not None:
-            total[layer] += summed
+            total[layer] += per_unit(rotary, shape.config, summed)
         return
     target = total[layer] if axis.per_layer and layer is not None else total
     target += summed.reshape(target.shape)

@@ -53,7 +53,9 @@ class WidthScores:
 
     def scores(self) -> dict[str, Array]:
         """Scores per axis; taps and layers are summed for an axis chosen once for the whole model."""
-        totals = {name: torch.zeros(score_shape(self.shape, axis), dtype=torch.float64) for name, axis in self.axes.items()}
+        totals = {
+            name: torch.zeros(score_shape(self.shape, axis), dtype=torch.float64) for name, axis in self.axes.items()
+        }
         for (name, _, layer), statistic in self.statistics.items():
             target = totals[name][layer] if self.axes[name].per_layer else totals[name]
             target += statistic.value().view(target.shape)

@@ -36,7 +36,7 @@ def load_model(path: Path | str, *, device: torch.device, dtype: torch.dtype) ->
             name = sorted(map(str, info[kind]))[0]
             raise CheckpointError(f"{path}: {len(info[kind])} {kind.replace('_', ' ')} ({name}, ...); it is not whole.")
     own_memory(model)
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    return model.to(device).eval()
 
 
 def model_from_tensors(
@@ -58,7 +58,7 @@ def model_from_tensors(
     if info["missing_keys"]:
         raise CheckpointError(f"The stock class misses {sorted(info['missing_keys'])[0]}; please report this as a bug.")
     own_memory(model)
-    return model.to(device).eval()  # type: ignore[no-any-return]
+    return model.to(device).eval()
 
 
 def own_memory(model: torch.nn.Module) -> None:
@@ -75,7 +75,7 @@ def new_model(config: dict[str, Any], *, seed: int, dtype: torch.dtype) -> PreTr
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(stock_config(config), dtype=dtype)  # type: ignore[no-any-return]
+        return AutoModelForCausalLM.from_config(stock_config(config), dtype=dtype)
 
 
 def stock_config(config: dict[str, Any]) -> Any:

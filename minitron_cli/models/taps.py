@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from minitron_cli.families.schema import Tap
+from minitron_cli.families.schema import Tap, holds
 from minitron_cli.shape import Shape
 
 
@@ -24,10 +24,13 @@ class PlacedTap:
 
 
 def place_taps(model: torch.nn.Module, shape: Shape, kinds: tuple[str, ...]) -> Iterator[PlacedTap]:
-    """Every tap of the wanted kinds, at every layer whose tags it asks for."""
+    """Every tap of the wanted kinds whose conditions hold, at every layer whose tags it asks for."""
+    full = shape.family.with_defaults(shape.config)
     tags = shape.family.layer_tags(shape.config, shape["layers"])
     for kind in kinds:
         for tap in shape.family.taps.get(kind, ()):
+            if not all(holds(full, condition) for condition in tap.conditions):
+                continue
             if "{layer}" not in tap.module:
                 yield PlacedTap(kind, tap, None, model.get_submodule(tap.module))
                 continue

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from minitron_cli.checkpoint.companions import copy_companions
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.checkpoint.surgery import cut, positions, softmax_fold
+from minitron_cli.checkpoint.surgery import Indices, cut, first_terms, positions, softmax_fold
 from minitron_cli.checkpoint.writer import SHARD_BYTES, Planned, write_weights
 from minitron_cli.errors import InputError
-from minitron_cli.families.expression import parse
+from minitron_cli.families.expression import axes, parse
 from minitron_cli.families.schema import Tensor
 from minitron_cli.manifest import write_json
 from minitron_cli.prune.plan import PrunePlan, planned_config
 from minitron_cli.shape import Shape
+
 
 def check_plan(plan: PrunePlan, shape: Shape) -> None:
     """A plan belongs to a checkpoint of the sizes it was made for.
@@ -28,9 +30,7 @@ def check_plan(plan: PrunePlan, shape: Shape) -> None:
         raise InputError("The plan was made for a checkpoint of another shape; make it again for this one.")
 
 
-def cut_tensors(
-    checkpoint: Checkpoint, plan: PrunePlan
-) -> Iterator[tuple[Planned, Callable[[], torch.Tensor]]]:
+def cut_tensors(checkpoint: Checkpoint, plan: PrunePlan) -> Iterator[tuple[Planned, Callable[[], torch.Tensor]]]:
     """Every tensor of the result: what it will be, and a function that reads and cuts it when called."""
     family = checkpoint.shape.family
     new = Shape.of(planned_config(checkpoint.shape, plan))
@@ -38,7 +38,9 @@ def cut_tensors(
     kept_layers = set(plan.layers)
     # Both tables list the same patterns in the same order, so that old and new names pair up one to one.
     old_items = [item for item in family.expected(checkpoint.config) if item[2] is None or item[2] in kept_layers]
-    for (old_name, tensor, layer), (new_name, new_tensor, _) in zip(old_items, family.expected(new.config), strict=True):
+    for (old_name, tensor, layer), (new_name, new_tensor, _) in zip(
+        old_items, family.expected(new.config), strict=True
+    ):
         assert tensor == new_tensor
         if old_name in declared:
             planned = Planned(new_name, checkpoint.entries[old_name].dtype, family.tensor_shape(tensor, new.sizes))
@@ -54,13 +56,27 @@ def _reader(
         kept = plan.kept(layer)
         selections = [positions(parse(text), shape.sizes, kept, within) for text in tensor.dims]
         result = cut(checkpoint.read(name), selections)
-        rotary = shape.family.rotary
-        if tensor.role == "query" and rotary is not None and plan.sizes[rotary.axis] != shape.sizes[rotary.axis]:
-            factor = softmax_fold(shape.sizes[rotary.axis], plan.sizes[rotary.axis])
-            result = (result.to(torch.float32) * factor).to(result.dtype)
+        old, new = shape.sizes.get("head_dim"), plan.sizes.get("head_dim")
+        if tensor.role in ("query", "query_norm") and old and new and old != new:
+            result = _folded(checkpoint, tensor, result, selections, softmax_fold(old, new))
         return result
 
     return read
+
+
+def _folded(
+    checkpoint: Checkpoint, tensor: Tensor, cut_tensor: torch.Tensor, selections: list[Indices], factor: float
+) -> torch.Tensor:
+    """Multiply the queries of a cut tensor; of a norm that applies w + offset, what it applies."""
+    scale = torch.ones((), dtype=torch.float32)
+    for dim, text in enumerate(tensor.dims):
+        if "head_dim" in axes(parse(text)):
+            queries = first_terms(parse(text), checkpoint.shape.sizes)[selections[dim]]
+            along = torch.from_numpy(np.where(queries, factor, 1.0)).float()
+            scale = scale * along.view([-1 if each == dim else 1 for each in range(cut_tensor.ndim)])
+    norm = tensor.norm or checkpoint.shape.family.norm
+    offset = norm.offset if tensor.role == "query_norm" else 0.0
+    return ((cut_tensor.to(torch.float32) + offset) * scale - offset).to(cut_tensor.dtype)
 
 
 def write_pruned(

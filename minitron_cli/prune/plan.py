@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from minitron_cli.checkpoint.surgery import Indices, Kept, new_config, rotary_pairs, rotary_theta
+from minitron_cli.checkpoint.rotary import choose, retuned, rope_types, turning
+from minitron_cli.checkpoint.surgery import Indices, Kept, new_config
 from minitron_cli.errors import InputError, ShapeError
-from minitron_cli.families.expression import parse, size
-from minitron_cli.families.schema import Family, lookup
+from minitron_cli.families.expression import axes, parse, size
+from minitron_cli.families.schema import Family, formula
 from minitron_cli.importance.layout import Scores
 from minitron_cli.shape import Shape
 
@@ -48,13 +49,17 @@ class PrunePlan:
         try:
             return cls(**value)
         except TypeError as error:
-            raise InputError(f"This is not a prune plan ({error}); make one with `minitron prune --dry-run --json`.") from None
+            raise InputError(
+                f"This is not a prune plan ({error}); make one with `minitron prune --dry-run --json`."
+            ) from None
 
     def kept(self, layer: int | None) -> Kept:
         """Kept units of every cut axis, as seen by one layer (original number) or outside the layers."""
         result: dict[str, Indices] = {}
         for axis, units in self.keep.items():
-            array = np.asarray(_at(units, self.layers, layer), np.int64) if _nested(units) else np.asarray(units, np.int64)
+            array = (
+                np.asarray(_at(units, self.layers, layer), np.int64) if _nested(units) else np.asarray(units, np.int64)
+            )
             if not _nested(units) or layer is not None:
                 result[axis] = array
         return result
@@ -84,33 +89,46 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
         if not axis.prunable and value != old[name]:
             raise ShapeError(f"--{name.replace('_', '-')}: {family.name} cannot cut it ({axis.why_not or 'derived'}).")
         if value > old[name]:
-            raise ShapeError(f"--{name.replace('_', '-')} {value} is larger than the original {old[name]}; pruning only removes.")
+            raise ShapeError(
+                f"--{name.replace('_', '-')} {value} is larger than the original {old[name]}; pruning only removes."
+            )
         if value < 1:
             raise ShapeError(f"--{name.replace('_', '-')} must be at least 1.")
-    sizes = {**old, **target}
-    if "kv_heads" in target and "heads" not in target:
-        sizes["heads"] = target["kv_heads"] * (old["heads"] // old["kv_heads"])
-    for axis in family.axes:
-        if not axis.key and isinstance(axis.default, str):
-            sizes[axis.name] = family_derived(axis.default, sizes)
+    sizes = _following(family, old, target)
     check_rules(family, sizes)
+    check_rotation(shape, sizes)
     if sizes.get("group", 0) > old.get("group", 0):
         raise ShapeError(
-            f"{sizes['heads']} query heads on {sizes['kv_heads']} KV heads are {sizes['group']} per group and the original "
+            f"{sizes['heads']} heads on {sizes['kv_heads']} KV heads make {sizes['group']} per group; the original "
             f"has {old['group']}; give --heads {sizes['kv_heads'] * old['group']} or fewer."
         )
+    for name, value in sizes.items():
+        if value != target.get(name, value):
+            raise ShapeError(f"{family.name} computes {name} {value} from the other sizes, not {target[name]}.")
+        if value > old[name]:
+            raise ShapeError(f"{name} would grow from {old[name]} to {value}: the stock class computes it; cut more.")
     return sizes
 
 
-def family_derived(text: str, sizes: Mapping[str, int]) -> int:
-    """Size of a derived axis."""
-    from minitron_cli.families.schema import formula
-
-    return formula(text, sizes)
+def _following(family: Family, old: Mapping[str, int], target: Mapping[str, int]) -> dict[str, int]:
+    """The target with what follows from it: query heads of removed KV heads, coupled and derived axes."""
+    sizes = {**old, **target}
+    if "kv_heads" in target and "heads" not in target:
+        sizes["heads"] = target["kv_heads"] * (old["heads"] // old["kv_heads"])
+    changed = {name for name in sizes if sizes[name] != old[name]}
+    for name, expression in family.coupled.items():
+        if name not in target and changed & axes(parse(expression)):
+            sizes[name] = size(parse(expression), sizes)
+            changed.add(name)
+    # The other way round: a head_dim that the class computes from hidden needs no coupling, only its formula.
+    for axis in family.axes:
+        if not axis.key and isinstance(axis.default, str):
+            sizes[axis.name] = formula(axis.default, sizes)
+    return sizes
 
 
 def check_rules(family: Family, sizes: Mapping[str, int]) -> None:
-    """Divisibility rules of the stock class, rotary evenness, and coupled axes.
+    """Divisibility rules of the stock class, and coupled axes.
 
     Raises:
         ShapeError: with the rule's source.
@@ -125,8 +143,25 @@ def check_rules(family: Family, sizes: Mapping[str, int]) -> None:
     for axis, expression in family.coupled.items():
         if sizes[axis] != size(parse(expression), sizes):
             raise ShapeError(f"{family.name} computes {axis} = {expression}; cut both so that they agree.")
-    if family.rotary is not None and sizes[family.rotary.axis] % 2:
-        raise ShapeError(f"{family.rotary.axis} {sizes[family.rotary.axis]} is odd; rotary channels come in pairs.")
+
+
+def check_rotation(shape: Shape, sizes: Mapping[str, int]) -> None:
+    """A cut rotary axis: channels turn in pairs, and the rope type must allow another size.
+
+    Raises:
+        ShapeError: otherwise.
+    """
+    rotary = shape.family.rotary
+    if rotary is None or sizes[rotary.axis] == shape.sizes[rotary.axis]:
+        return
+    turn = turning(rotary, shape.config, sizes[rotary.axis])
+    if turn % 2 or not turn:
+        raise ShapeError(f"{rotary.axis} {sizes[rotary.axis]}: {turn} channels would turn, and they turn in pairs.")
+    bad = rope_types(rotary, shape.config) - set(rotary.types)
+    if bad:
+        raise ShapeError(
+            f"{rotary.axis} cannot be cut under rope type '{min(bad)}': its frequencies depend on {rotary.axis} itself."
+        )
 
 
 def make_plan(
@@ -142,23 +177,37 @@ def make_plan(
     sizes = complete_target(shape, {**target, "layers": len(layers)})
     keep: dict[str, Any] = {}
     step = 1
-    for axis in family.axes:
+    rotary = family.rotary
+    for axis in family.cut_axes:
         name = axis.name
-        if name == "layers" or sizes[name] == old[name] or (axis.key and not axis.prunable):
+        if sizes[name] == old[name]:
             continue
-        if family.rotary is not None and name == family.rotary.axis:
-            step, keep[name] = _rotary_choice(shape, scores[name], sizes[name])
-        elif name == "heads":
-            continue  # `group` inside `kv_heads` holds the choice
+        if rotary is not None and name == rotary.axis:
+            # One choice for the model: theta is one number.
+            step, keep[name] = choose(rotary, shape.config, scores[name].sum(0), old[name], sizes[name])
         elif axis.per_layer:
             keep[name] = [top_units(scores[name][layer], sizes[name]).tolist() for layer in layers]
         else:
             keep[name] = top_units(scores[name], sizes[name]).tolist()
-    plan = PrunePlan(
-        family.name, dict(old), sizes, layers, keep, step, ranked_by, shape.params, 0
-    )  # fmt: skip
-    after = Shape.of(planned_config(shape, plan)).params
-    return PrunePlan(**{**plan.to_json(), "params_after": after})
+    return _counted(shape, PrunePlan(family.name, dict(old), sizes, layers, keep, step, ranked_by, shape.params, 0))
+
+
+def size_plan(shape: Shape, target: Mapping[str, int], *, drop_layers: tuple[int, ...] = ()) -> PrunePlan:
+    """Sizes and parameters of a cut, from config.json alone: no units are chosen, and the first layers stand for all.
+
+    Raises:
+        ShapeError: from the target.
+    """
+    first = {"layers": -np.arange(shape.sizes["layers"], dtype=np.float64)}
+    layers = _kept_layers(shape, first, target, drop_layers)
+    sizes = complete_target(shape, {**target, "layers": len(layers)})
+    ranked_by = "nothing: there are no weights here, only sizes"
+    plan = PrunePlan(shape.family.name, dict(shape.sizes), sizes, layers, {}, 1, ranked_by, shape.params, 0)
+    return _counted(shape, plan)
+
+
+def _counted(shape: Shape, plan: PrunePlan) -> PrunePlan:
+    return replace(plan, params_after=Shape.of(planned_config(shape, plan)).params)
 
 
 def _kept_layers(shape: Shape, scores: Scores, target: Mapping[str, int], drop: tuple[int, ...]) -> list[int]:
@@ -185,42 +234,13 @@ def top_units(scores: Indices | Any, count: int) -> Indices:
     return np.sort(order, axis=-1)
 
 
-def _rotary_choice(shape: Shape, scores: Any, new_dim: int) -> tuple[int, list[int]]:
-    """The progression of rotary pairs (0, k, 2k, ...) with the highest summed score, as channel numbers.
-
-    Only progressions are the same function of position under another theta (frequencies theta^(-2i/d)).
-    """
-    rotary = shape.family.rotary
-    assert rotary is not None
-    kind = rope_type(shape.config)
-    if kind not in rotary.types:
-        raise ShapeError(f"head_dim cannot be cut under rope type '{kind}': its frequencies depend on head_dim itself.")
-    old_dim = shape.sizes[rotary.axis]
-    pairs, wanted = old_dim // 2, new_dim // 2
-    pair_scores = np.asarray(scores, np.float64).reshape(-1, pairs).sum(0)
-    longest = (pairs - 1) // (wanted - 1) if wanted > 1 else 1
-    best = max(range(1, longest + 1), key=lambda step: float(pair_scores[: wanted * step : step][:wanted].sum()))
-    chosen = np.arange(wanted) * best
-    return best, rotary_pairs(old_dim, rotary.layout, chosen).tolist()
-
-
-def rope_type(config: Mapping[str, Any]) -> str:
-    """The rope scaling type a config names, under its old or new key."""
-    for key in ("rope_parameters.rope_type", "rope_scaling.rope_type", "rope_scaling.type"):
-        value = lookup(config, key)
-        if value is not None:
-            return str(value)
-    return "default"
-
-
 def planned_config(shape: Shape, plan: PrunePlan) -> dict[str, Any]:
     """config.json of the planned model."""
-    rotary = shape.family.rotary
-    theta = None
+    rotary, changes = shape.family.rotary, None
     if rotary is not None and plan.sizes[rotary.axis] != shape.sizes[rotary.axis]:
-        old = lookup(shape.config, "rope_parameters.rope_theta") or shape.config.get("rope_theta") or rotary.theta_default
-        theta = rotary_theta(float(old), shape.sizes[rotary.axis], plan.sizes[rotary.axis], plan.rotary_step)
-    return new_config(shape.config, shape.family, plan.sizes, plan.layers, theta)
+        old, new = shape.sizes[rotary.axis], plan.sizes[rotary.axis]
+        changes = retuned(shape.config, rotary, old, new, plan.rotary_step)
+    return new_config(shape.config, shape.family, plan.sizes, plan.layers, changes)
 
 
 def describe(plan: PrunePlan) -> str:

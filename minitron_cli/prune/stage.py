@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.hub import resolve
-from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint, read_config
 from minitron_cli.checkpoint.verify import check_structure
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.errors import ConfigError, InputError, OutputError
+from minitron_cli.importance.store import load_scores
+from minitron_cli.importance.weights import weight_norm_scores
 from minitron_cli.manifest import StageOutput, fingerprint, read_manifest, require_disk
 from minitron_cli.models.load import stock_config
 from minitron_cli.prune.execute import check_plan, pruned_bytes, write_pruned
-from minitron_cli.prune.plan import PrunePlan, make_plan, planned_config
-from minitron_cli.importance.store import load_scores
-from minitron_cli.importance.weights import weight_norm_scores
+from minitron_cli.prune.plan import PrunePlan, make_plan, planned_config, size_plan
 from minitron_cli.runtime.memory import peak_rss_bytes
 from minitron_cli.runtime.progress import Progress, say
+from minitron_cli.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,10 @@ def plan_prune(config: PruneConfig) -> PrunePlan:
     Raises:
         UserError: any problem with the input.
     """
-    checkpoint = Checkpoint(resolve(config.checkpoint))
+    path = resolve(config.checkpoint)
+    if _only_config(path) and config.plan is None and config.search is None:
+        return _size_plan(config, Shape.of(read_config(path)))
+    checkpoint = Checkpoint(path)
     _ = checkpoint.declared
     if config.plan is not None or config.search is not None:
         plan = _saved_plan(config)
@@ -54,6 +58,30 @@ def plan_prune(config: PruneConfig) -> PrunePlan:
         plan = _ranked_plan(config, checkpoint)
     stock_config(planned_config(checkpoint.shape, plan))
     return plan
+
+
+def _only_config(path: Path) -> bool:
+    """Whether a directory holds a config.json and no weights of any kind: enough to plan sizes, not units."""
+    weights = (WEIGHTS, INDEX, "*.bin", "*.pt")
+    return (path / "config.json").is_file() and not any(any(path.glob(pattern)) for pattern in weights)
+
+
+def _size_plan(config: PruneConfig, shape: Shape) -> PrunePlan:
+    plan = size_plan(shape, _target(config), drop_layers=config.drop_layers)
+    stock_config(planned_config(shape, plan))
+    return plan
+
+
+def _target(config: PruneConfig) -> dict[str, int]:
+    """The sizes asked for.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    target = config.target()
+    if not target and not config.drop_layers:
+        raise ConfigError("Nothing to cut: give sizes such as --hidden 3072 --ffn 9216, or --plan, or --search.")
+    return target
 
 
 def _saved_plan(config: PruneConfig) -> PrunePlan:
@@ -71,9 +99,7 @@ def _saved_plan(config: PruneConfig) -> PrunePlan:
 
 
 def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
-    target = config.target()
-    if not target and not config.drop_layers:
-        raise ConfigError("Nothing to cut: give sizes such as --hidden 3072 --ffn 9216, or --plan, or --search.")
+    target = _target(config)
     # Sizes first: a wrong one is told before any weight is read.
     _check_sizes(checkpoint, target)
     if config.importance is not None:

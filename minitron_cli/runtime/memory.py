@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 
 import psutil
 import torch
 
 from minitron_cli.errors import ResourceError
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def peak_rss_bytes() -> int:
@@ -27,13 +30,12 @@ def available_bytes(device: torch.device) -> int:
 def _cgroup_available() -> int:
     """What a container's own limit leaves (cgroup v2), or infinity."""
     try:
-        limit = open("/sys/fs/cgroup/memory.max").read().strip()
-        used = open("/sys/fs/cgroup/memory.current").read().strip()
+        limit, used, listing = ((CGROUP / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
         # Page cache is counted as used and is given back on demand.
-        stat = dict(line.split() for line in open("/sys/fs/cgroup/memory.stat"))
+        stat = dict(line.split() for line in listing.splitlines())
     except (OSError, ValueError):
         return sys.maxsize
-    if limit == "max":
+    if limit.strip() == "max":
         return sys.maxsize
     return max(int(limit) - int(used) + int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0)), 0)
 
@@ -52,5 +54,6 @@ def require_memory(parts: dict[str, int], device: torch.device, advice: str) -> 
     if needed > free:
         listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items() if size)
         raise ResourceError(
-            f"This needs about {needed / 1e9:.1f} GB on {device} ({listed} GB) and {free / 1e9:.1f} GB is free; {advice}."
+            f"This needs about {needed / 1e9:.1f} GB on {device} ({listed} GB) and {free / 1e9:.1f} GB is free; "
+            f"{advice}."
         )

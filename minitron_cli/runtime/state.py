@@ -18,7 +18,11 @@ from minitron_cli.manifest import sync_directory
 def save_state(path: Path, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
     """Replace `path` by a new state; a reader sees the old one or the new one, whatever happens in between."""
     temporary = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, {"values": json.dumps(values)})
+    save_file(
+        {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+        temporary,
+        {"values": json.dumps(values)},
+    )
     with temporary.open("rb") as stream:
         os.fsync(stream.fileno())
     os.replace(temporary, path)

@@ -41,7 +41,9 @@ def automatic_grid(shape: Shape) -> dict[str, list[int]]:
     return grid
 
 
-def enumerate_candidates(shape: Shape, grid: Mapping[str, Sequence[int]], low: int, high: int, count: str) -> list[Candidate]:
+def enumerate_candidates(
+    shape: Shape, grid: Mapping[str, Sequence[int]], low: int, high: int, count: str
+) -> list[Candidate]:
     """All feasible points, most parameters first.
 
     Raises:
@@ -66,8 +68,12 @@ def enumerate_candidates(shape: Shape, grid: Mapping[str, Sequence[int]], low: i
         if low <= params <= high:
             found.append((params, Candidate({a: v for a, v in target.items() if v != shape[a]}, candidate)))
     if not found:
-        reach = f"the grid reaches {min(extremes):,} to {max(extremes):,}" if extremes else "no point of the grid is valid"
-        raise InputError(f"No candidate has {low:,} to {high:,} {count} parameters; {reach}. Widen --tolerance or --grid.")
+        reach = (
+            f"the grid reaches {min(extremes):,} to {max(extremes):,}" if extremes else "no point of the grid is valid"
+        )
+        raise InputError(
+            f"No candidate has {low:,} to {high:,} {count} parameters; {reach}. Widen --tolerance or --grid."
+        )
     found.sort(key=lambda item: (-item[0], item[1].name))
     return [candidate for _, candidate in found]
 

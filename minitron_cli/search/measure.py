@@ -33,7 +33,12 @@ class Funnel:
     """Zero-shot losses of all candidates, then a short distillation of the best few; saved as it goes."""
 
     def __init__(
-        self, config: SearchConfig, checkpoint: Checkpoint, dataset: TokenDataset, plans: dict[str, PrunePlan], partial: Path
+        self,
+        config: SearchConfig,
+        checkpoint: Checkpoint,
+        dataset: TokenDataset,
+        plans: dict[str, PrunePlan],
+        partial: Path,
     ) -> None:
         self.config, self.checkpoint, self.plans, self.path = config, checkpoint, plans, partial / STATE
         self.train, self.validation = dataset.split("train"), dataset.split("validation")
@@ -52,7 +57,7 @@ class Funnel:
 
     def _loss(self, model: Any) -> float:
         count, size = self.config.eval_sequences, self.config.batch_size
-        found = evaluate_split(model, self.validation, batch_size=size, max_sequences=count, device=self.device)
+        found = evaluate_split(model, self.validation, batch_size=size, max_sequences=count)
         return float(found.loss)
 
     def _measure_zero_shot(self) -> None:
@@ -81,8 +86,8 @@ class Funnel:
             for step in range(first, config.steps):
                 rows = batch_rows(config.seed, step, config.batch_size, len(self.train))
                 batch = Batch.read(self.train, rows, self.device)
-                hidden = [teacher.hidden(batch)]
-                losses = [trainer.update([batch], teacher, hidden, step) for trainer in trainers.values()]
+                lessons = [teacher.lesson(batch)]
+                losses = [trainer.update([batch], lessons, step) for trainer in trainers.values()]
                 if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
                     self._save(trainers, step + 1)
                 progress.advance(rated=batch.ids.numel() * len(trainers), note=f"best loss {min(losses):.3f}")
@@ -90,15 +95,14 @@ class Funnel:
 
     def _training(self) -> DistillConfig:
         config = self.config
+        assert config.data is not None and config.out is not None
         return DistillConfig(
             student=config.checkpoint, teacher=config.checkpoint, data=config.data, out=config.out, steps=config.steps,
             batch_size=config.batch_size, lr=config.lr, warmup=config.warmup, min_lr=config.min_lr, seed=config.seed,
         )  # fmt: skip
 
     def _save(self, trainers: dict[str, Trainer], step: int) -> None:
-        tensors = {f"{name}/{key}": tensor for name, trainer in trainers.items() for key, tensor in trainer.tensors().items()}
+        tensors = {
+            f"{name}/{key}": tensor for name, trainer in trainers.items() for key, tensor in trainer.tensors().items()
+        }
         save_state(self.path, tensors, {"zero_shot": self.zero_shot, "step": step})
-
-    def clean(self) -> None:
-        """Remove the state once the result is written."""
-        self.path.unlink(missing_ok=True)

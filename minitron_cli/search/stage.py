@@ -96,7 +96,6 @@ def run_search(config: SearchConfig) -> SearchResult:
         write_json(output.partial / "plan.json", plans[best["name"]].to_json())
         result = SearchResult(str(config.out), len(found), rows, best, round(time.monotonic() - began, 3))
         write_json(output.partial / "candidates.json", result.to_json())
-        funnel.clean()
         output.commit(result.to_json())
     return result
 
@@ -105,7 +104,9 @@ def _plan(checkpoint: Checkpoint, scores: Scores, candidate: Candidate, importan
     return make_plan(checkpoint.shape, scores, candidate.target, ranked_by=f"importance {importance}")
 
 
-def _row(candidate: Candidate, zero_shot: dict[str, float] | None = None, retrained: dict[str, float] | None = None) -> dict[str, Any]:
+def _row(
+    candidate: Candidate, zero_shot: dict[str, float] | None = None, retrained: dict[str, float] | None = None
+) -> dict[str, Any]:
     return {
         "name": candidate.name,
         "shape": candidate.shape.shown(),

@@ -53,9 +53,13 @@ class TokenDataset:
         try:
             self.index: dict[str, Any] = json.loads((directory / INDEX).read_text("utf-8"))
         except (OSError, ValueError):
-            raise InputError(f"{directory} is not a prepared data set (no {INDEX}); run `minitron data prepare`.") from None
+            raise InputError(
+                f"{directory} is not a prepared data set (no {INDEX}); run `minitron data prepare`."
+            ) from None
         if self.index.get("format") != FORMAT:
-            raise InputError(f"{directory} has data format {self.index.get('format')}; prepare it again with this version.")
+            raise InputError(
+                f"{directory} has data format {self.index.get('format')}; prepare it again with this version."
+            )
         self.seq_len: int = self.index["seq_len"]
         self.vocab_size: int = self.index["vocab_size"]
         self.tokenizer: str = self.index["tokenizer"]

@@ -1,0 +1,176 @@
+"""The first section: one sentence, what it means, and the table of models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minitron_cli.report.format import NONE, count, fixed, number, percent, ratio, signed
+from minitron_cli.report.gather import Model, RunFiles
+
+TASK_COLUMNS = 3
+"""Task scores shown beside the losses; all of them follow in a table of their own where there are more."""
+
+PREFERRED = ("exact_match", "acc_norm", "acc")
+
+
+def answer(files: RunFiles) -> dict[str, Any] | None:
+    """What the first section shows, or None for a run that has not reached any model."""
+    teacher, student = files.model("teacher"), _student(files)
+    if not files.models:
+        return None
+    roots = task_roots(files)
+    shown = roots[:TASK_COLUMNS] if len(roots) > TASK_COLUMNS else roots
+    return {
+        "teacher": teacher,
+        "student": student,
+        "headline": headline(files, teacher, student),
+        "findings": findings(files),
+        "columns": [f"{task} ({metric})" if metric else task for task, metric in shown],
+        "rows": [_row(model, teacher, shown) for model in files.models],
+        "tasks": task_table(files),
+        "note": _note(files),
+    }
+
+
+def _student(files: RunFiles) -> Model | None:
+    return next((model for name in ("student", "pruned") if (model := files.model(name))), None)
+
+
+def headline(files: RunFiles, teacher: Model | None, student: Model | None) -> dict[str, str]:
+    """The parts of the first sentence; empty where nothing is known."""
+    parts = dict.fromkeys(
+        ("teacher", "teacher_params", "student", "student_params", "share", "before", "after", "gap"), ""
+    )
+    name = str(
+        files.recipe.get("teacher") or files.run.get("teacher") or (teacher.path if teacher else "") or "teacher"
+    )
+    parts["teacher"] = name
+    if teacher is not None and teacher.params is not None:
+        parts["teacher_params"] = count(teacher.params)
+    if student is None:
+        return parts
+    parts["student"] = "student" if student.name == "student" else "pruned model"
+    if student.params is not None:
+        parts["student_params"] = count(student.params)
+    if teacher is not None and teacher.non_embedding and student.non_embedding is not None:
+        parts["share"] = percent(student.non_embedding, teacher.non_embedding)
+    if teacher is not None and teacher.loss is not None and student.loss is not None:
+        gap = signed(student.loss - teacher.loss)
+        parts |= {"before": fixed(teacher.loss), "after": fixed(student.loss), "gap": gap}
+    return parts
+
+
+def findings(files: RunFiles) -> list[str]:
+    """What the numbers say, in words: the share of the loss recovered, and the comparisons."""
+    teacher, pruned, student = (files.model(name) for name in ("teacher", "pruned", "student"))
+    if teacher is None or student is None or teacher.loss is None or student.loss is None:
+        return []
+    distilled = files.config("student").get("loss", "kl") == "kl"
+    found = []
+    if pruned is not None and pruned.loss is not None and pruned.loss > max(teacher.loss, student.loss):
+        share = percent(pruned.loss - student.loss, pruned.loss - teacher.loss, 0)
+        what = "Distillation" if distilled else "Retraining"
+        lost = fixed(pruned.loss - teacher.loss)
+        found.append(
+            f"{what} on {count(student.tokens)} tokens recovered {share} of the {lost} nats that pruning cost."
+        )
+    others = (("cross-entropy", "retraining with cross-entropy"), ("scratch", "training the same shape from scratch"))
+    for name, what in others:
+        other = files.model(name)
+        if distilled and other is not None and other.loss is not None:
+            found.append(_compared(student, other, what))
+    return found
+
+
+def _compared(student: Model, other: Model, what: str) -> str:
+    assert student.loss is not None and other.loss is not None
+    tokens = "on the same tokens" if other.tokens == student.tokens else f"on {count(other.tokens)} tokens"
+    gap = other.loss - student.loss
+    if abs(gap) < 0.0005:
+        return f"It ends level with {what} {tokens}."
+    return f"It ends {fixed(abs(gap))} nats {'below' if gap > 0 else 'above'} {what} {tokens}."
+
+
+def _row(model: Model, teacher: Model | None, tasks: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    reference = teacher.loss if teacher is not None else None
+    whole = teacher.non_embedding if teacher is not None else None
+    gap = (
+        model.loss - reference if model.loss is not None and reference is not None and model.name != "teacher" else None
+    )
+    trained = model.name not in ("teacher", "pruned")
+    cells = [
+        count(model.params),
+        percent(model.non_embedding, whole),
+        count(model.tokens) if trained else NONE,
+        fixed(model.loss),
+        signed(gap),
+        ratio(model.perplexity),
+        fixed(model.bits_per_byte),
+    ]
+    cells += [fixed(model.tasks.get(task, {}).get(metric)) for task, metric in tasks]
+    return {"name": model.name, "label": model.label, "cells": cells, "path": model.path}
+
+
+def task_roots(files: RunFiles) -> list[tuple[str, str]]:
+    """Tasks that are in no group, with the metric people quote of each."""
+    members = {member for children in files.groups.values() for member in children}
+    names = dict.fromkeys(task for model in files.models for task in model.tasks if task not in members)
+    return [(task, metric) for task in names if (metric := main_metric(files.models, task))]
+
+
+def main_metric(models: Sequence[Model], task: str) -> str:
+    """`acc_norm` or `acc` where there is one, else the task's first metric."""
+    metrics = [name for model in models for name in metric_names(model.tasks.get(task, {}))]
+    preferred = [name for wanted in PREFERRED for name in metrics if name.partition(",")[0] == wanted]
+    return (preferred or metrics or [""])[0]
+
+
+def metric_names(metrics: Any) -> list[str]:
+    """Metrics without their standard errors and the count of questions."""
+    return [name for name in metrics if name != "samples" and not name.partition(",")[0].endswith("_stderr")]
+
+
+def task_table(files: RunFiles) -> dict[str, Any] | None:
+    """Every task, metric and model; None where no task was run."""
+    models = [model for model in files.models if model.tasks]
+    tasks = dict.fromkeys(task for model in models for task in model.tasks)
+    if not tasks:
+        return None
+    rows = []
+    for task in tasks:
+        for metric in dict.fromkeys(name for model in models for name in metric_names(model.tasks.get(task, {}))):
+            cells = [_score(model.tasks.get(task, {}), metric) for model in models]
+            rows.append({"task": task, "depth": _depth(task, files.groups), "metric": metric, "cells": cells})
+    return {"models": [model.label for model in models], "rows": rows} if rows else None
+
+
+def _score(metrics: Any, metric: str) -> str:
+    name, comma, kind = metric.partition(",")
+    value, error = number(metrics.get(metric)), number(metrics.get(f"{name}_stderr{comma}{kind}"))
+    if value is None:
+        return NONE
+    return fixed(value) + (f" ± {fixed(error)}" if error is not None else "")
+
+
+def _depth(task: str, groups: dict[str, list[str]]) -> int:
+    """How many groups a task lies in (a circle of groups ends the count)."""
+    depth, seen = 0, {task}
+    while (parent := next((name for name, members in groups.items() if task in members), None)) and parent not in seen:
+        depth, task = depth + 1, parent
+        seen.add(parent)
+    return depth
+
+
+def _note(files: RunFiles) -> str:
+    """On what the losses were measured."""
+    measured = next((files.result(f"eval/{model.name}") for model in files.models if model.loss is not None), {})
+    if not measured:
+        return ""
+    tokens = f", {count(measured.get('tokens'))} tokens" if number(measured.get("tokens")) else ""
+    split = next((files.config(f"eval/{model.name}").get("data_split") for model in files.models), None)
+    return (
+        f"Losses are in nats per token on the {split or 'validation'} split of the prepared data{tokens}; "
+        "lower is better. "
+        "Non-embedding counts leave out tensors with a vocabulary dimension and are shares of the teacher's."
+    )

@@ -1,0 +1,235 @@
+"""Everything the page shows, read from the files of a run; nothing is computed on models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minitron_cli.errors import InputError
+from minitron_cli.importance.layout import SCORES
+from minitron_cli.manifest import MANIFEST
+from minitron_cli.report.format import number
+
+RUN = "run.json"
+TRAINED = {"student": "distilled", "cross-entropy": "cross-entropy", "scratch": "from scratch"}
+LABELS = {"teacher": "teacher", "pruned": "pruned", **TRAINED}
+STAGES = ("data", "importance", "search", "pruned", *TRAINED)
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of the comparison; None where nothing was measured."""
+
+    name: str
+    label: str
+    path: str = ""
+    params: float | None = None
+    non_embedding: float | None = None
+    tokens: float | None = None
+    loss: float | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training run. `kind` is the training loss: "kl" or "ce"; `validation` holds (tokens, nats per token)."""
+
+    name: str
+    label: str
+    kind: str
+    loss: Array
+    tokens_per_step: float
+    validation: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run directory, read. Absent stages are None or empty."""
+
+    path: Path
+    run: dict[str, Any]
+    recipe: dict[str, Any]
+    manifests: dict[str, dict[str, Any]]
+    models: list[Model]
+    curves: list[Curve]
+    plan: dict[str, Any] | None
+    search: dict[str, Any] | None
+    scores: dict[str, Array]
+    groups: dict[str, list[str]]
+
+    def model(self, name: str) -> Model | None:
+        """One model of the comparison."""
+        return next((model for model in self.models if model.name == name), None)
+
+    def result(self, stage: str) -> dict[str, Any]:
+        """What a stage's manifest says it found."""
+        return table(self.manifests.get(stage, {}).get("result"))
+
+    def config(self, stage: str) -> dict[str, Any]:
+        """The options a stage ran with."""
+        return table(self.manifests.get(stage, {}).get("config"))
+
+
+def table(value: Any) -> dict[str, Any]:
+    """A JSON object, or an empty one in place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def records(value: Any) -> list[dict[str, Any]]:
+    """The objects of a JSON list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def removed_layers(files: RunFiles) -> list[int]:
+    """Numbers of the layers the plan drops."""
+    plan = files.plan or {}
+    total = number(table(plan.get("sizes_before")).get("layers"))
+    kept = plan.get("layers")
+    if total is None or not isinstance(kept, list):
+        return []
+    return [layer for layer in range(int(total)) if layer not in kept]
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is no such file.
+
+    Raises:
+        InputError: the file is there and cannot be used.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is damaged; run its stage again with --force, or remove it to leave it out.")
+    return value
+
+
+def gather(path: Path) -> RunFiles:
+    """Read a run directory.
+
+    Raises:
+        InputError: it is not one, or a file of it is damaged.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} is not a directory; give what `minitron run` or `minitron compress` wrote.")
+    run = read_json(path / RUN)
+    if run is None:
+        raise InputError(f"{path} has no {RUN}, so it is not a run; give what `minitron run` or `compress` wrote.")
+    found = {name: read_json(path / name / MANIFEST) for name in _stage_names(path)}
+    manifests = {name: manifest for name, manifest in found.items() if manifest is not None}
+    plan = read_json(path / "pruned" / "plan.json") or read_json(path / "search" / "plan.json")
+    return RunFiles(
+        path=path,
+        run=run,
+        recipe=read_json(path / "recipe.json") or {},
+        manifests=manifests,
+        models=_models(run, manifests),
+        curves=[curve for name in TRAINED if (curve := _curve(path, name, manifests)) is not None],
+        plan=plan,
+        search=read_json(path / "search" / "candidates.json"),
+        scores=_scores(path / "importance" / SCORES),
+        groups=_groups(path),
+    )
+
+
+def _stage_names(path: Path) -> list[str]:
+    """The chain's directories, in its order; other models' evaluations after the known ones."""
+    folders = sorted(item.name for item in (path / "eval").iterdir()) if (path / "eval").is_dir() else []
+    order = list(LABELS)
+    folders.sort(key=lambda name: order.index(name) if name in order else len(order))
+    return [*STAGES, *(f"eval/{name}" for name in folders)]
+
+
+def _models(run: dict[str, Any], manifests: dict[str, dict[str, Any]]) -> list[Model]:
+    """The rows of run.json, or of an unfinished run what its stages tell."""
+    rows = [row for row in records(run.get("models")) if isinstance(row.get("name"), str)]
+    return [_model(row, manifests) for row in rows or _unfinished(run, manifests)]
+
+
+def _model(row: dict[str, Any], manifests: dict[str, dict[str, Any]]) -> Model:
+    name = row["name"]
+    label = _label(name, str(row.get("label") or name), manifests)
+    keys = ("params", "tokens", "loss", "perplexity", "bits_per_byte")
+    numbers = {key: number(row.get(key)) for key in keys}
+    tasks = {task: table(metrics) for task, metrics in table(row.get("tasks")).items()}
+    non_embedding = number(row.get("params_non_embedding"))
+    return Model(name, label, str(row.get("path") or ""), non_embedding=non_embedding, tasks=tasks, **numbers)
+
+
+def _label(name: str, label: str, manifests: dict[str, dict[str, Any]]) -> str:
+    """A student that was not distilled is not called so."""
+    config = table(manifests.get(name, {}).get("config"))
+    if name != "student" or config.get("loss", "kl") == "kl":
+        return label
+    return "from scratch" if config.get("init") == "random" else "retrained"
+
+
+def _unfinished(run: dict[str, Any], manifests: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    pruned = table(manifests.get("pruned", {}).get("result"))
+    rows = []
+    for name, label in LABELS.items():
+        measured = table(manifests.get(f"eval/{name}", {}).get("result"))
+        own = table(manifests.get(name, {}).get("result"))
+        if not measured and not own and name != "teacher":
+            continue
+        params = pruned.get("params_before" if name == "teacher" else "params_after")
+        path = run.get("teacher") if name == "teacher" else own.get("out")
+        rows.append(
+            {**measured, "name": name, "label": label, "path": path, "params": params, "tokens": own.get("tokens")}
+        )
+        if name in ("teacher", "pruned"):
+            rows[-1]["tokens"] = None
+    return rows
+
+
+def _curve(path: Path, name: str, manifests: dict[str, dict[str, Any]]) -> Curve | None:
+    saved = read_json(path / name / "curve.json")
+    if saved is None:
+        return None
+    try:
+        loss = np.asarray(saved["loss"], np.float64).reshape(-1)
+        per_step = float(saved["tokens_per_step"])
+        pairs = [(float(step) * per_step, number(value)) for step, value in saved.get("validation") or []]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{path / name / 'curve.json'} is not a training curve; run its stage again.") from None
+    kind = table(manifests.get(name, {}).get("config")).get("loss") or ("kl" if name == "student" else "ce")
+    validation = [(tokens, value) for tokens, value in pairs if value is not None]
+    return Curve(name, _label(name, TRAINED[name], manifests), str(kind), loss, per_step, validation)
+
+
+def _scores(path: Path) -> dict[str, Array]:
+    """Scores by axis; axes with values that are not numbers are left out."""
+    if not path.is_file():
+        return {}
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError, ValueError):
+        raise InputError(f"{path} is damaged; run `minitron importance` again with --force.") from None
+    arrays = {name: np.asarray(values, np.float64) for name, values in stored.items()}
+    return {name: values for name, values in arrays.items() if values.size and bool(np.isfinite(values).all())}
+
+
+def _groups(path: Path) -> dict[str, list[str]]:
+    """Members of each group of tasks, from any evaluation that has some."""
+    groups: dict[str, list[str]] = {}
+    for name in LABELS:
+        found = table((read_json(path / "eval" / name / "results.json") or {}).get("groups"))
+        lists = {group: members for group, members in found.items() if isinstance(members, list)}
+        groups |= {group: [str(member) for member in members] for group, members in lists.items()}
+    return groups

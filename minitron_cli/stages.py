@@ -1,0 +1,266 @@
+"""Stages wired together: a recipe, or `compress`, becomes directories under one run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minitron_cli.checkpoint.hub import resolve
+from minitron_cli.checkpoint.reader import read_config
+from minitron_cli.config.recipe import Recipe, load_recipe
+from minitron_cli.config.run import CompressConfig, RunConfig
+from minitron_cli.errors import OutputError
+from minitron_cli.manifest import read_manifest, write_json
+from minitron_cli.runtime.progress import duration, say
+from minitron_cli.shape import Shape
+
+RUN = "run.json"
+LABELS = {
+    "teacher": "teacher",
+    "pruned": "pruned",
+    "student": "distilled",
+    "cross-entropy": "cross-entropy",
+    "scratch": "from scratch",
+}
+BASELINES = {"cross-entropy": {"loss": "ce"}, "scratch": {"loss": "ce", "init": "random"}}
+
+
+@dataclass
+class RunResult:
+    """What a run did; keys of `--json`. `models` are the rows of the comparison, teacher first."""
+
+    out: str
+    name: str
+    description: str
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    models: list[dict[str, Any]] = field(default_factory=list)
+    teacher: str = ""
+    student: str = ""
+    seconds: float = 0.0
+    report: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def run_recipe(config: RunConfig) -> RunResult:
+    """Run a recipe file or a shipped recipe.
+
+    Raises:
+        UserError: any stage's input is wrong.
+    """
+    recipe = load_recipe(config.recipe, config.set)
+    return Chain(recipe, config.out or Path("runs") / recipe.name, config.force).run()
+
+
+def plan_recipe(config: RunConfig) -> dict[str, Any]:
+    """What `run --dry-run` prints: the checked recipe and the directories its stages would write."""
+    recipe = load_recipe(config.recipe, config.set)
+    chain = Chain(recipe, config.out or Path("runs") / recipe.name, config.force)
+    return {"recipe": recipe.to_json(), "out": str(chain.out), "stages": [name for name, _ in chain.steps()]}
+
+
+def run_compress(config: CompressConfig) -> RunResult:
+    """Compress with defaults chosen from the checkpoint's size.
+
+    Raises:
+        UserError: any stage's input is wrong.
+    """
+    return Chain(compress_recipe(config), config.out, config.force).run()
+
+
+def compress_recipe(config: CompressConfig) -> Recipe:
+    """The recipe that `compress` stands for."""
+    shape = Shape.of(read_config(resolve(config.checkpoint, config_only=True)))
+    context = int(shape.config.get("max_position_embeddings") or 1024)
+    seq_len = config.seq_len or min(1024, context)
+    # Minitron retrains 3072-wide models at 1e-4 (P2); the best rate grows as models get narrower, about as 1/width.
+    lr = min(2e-3, 1e-4 * 3072 / shape["hidden"])
+    steps = max(1, round(config.tokens / (config.batch_size * seq_len)))
+    short = max(1, min(200, steps // 10))
+    return Recipe(
+        name=config.out.name,
+        description=f"{config.checkpoint} compressed to {config.params} parameters.",
+        teacher=config.checkpoint,
+        data={"sources": list(config.data), "seq_len": seq_len, "text_column": config.text_column},
+        importance={"samples": 512},
+        search={
+            "params": config.params, "candidates": 12, "finalists": 3, "steps": short, "batch_size": config.batch_size,
+            "lr": lr,
+        },
+        distill={"steps": steps, "batch_size": config.batch_size, "lr": lr},
+        eval={"tasks": list(config.tasks), **({"data_dir": str(config.data_dir)} if config.data_dir else {})},
+    )  # fmt: skip
+
+
+class Chain:
+    """One recipe under one directory. Every stage decides itself whether it is up to date, resumes or starts."""
+
+    def __init__(self, recipe: Recipe, out: Path, force: bool) -> None:
+        self.recipe, self.out, self.force = recipe, out, force
+        self.result = RunResult(str(out), recipe.name, recipe.description, teacher=recipe.teacher)
+        self.pruning = recipe.search is not None or recipe.prune is not None
+
+    @property
+    def student(self) -> str:
+        """What distillation starts from."""
+        return str(self.out / "pruned") if self.pruning else self.recipe.teacher
+
+    def steps(self) -> list[tuple[str, Callable[[], Any]]]:
+        """The stages in order, by the name of their directory."""
+        recipe, steps = self.recipe, [("data", self._data)]
+        if recipe.importance is not None:
+            steps.append(("importance", self._importance))
+        if recipe.search is not None:
+            steps.append(("search", self._search))
+        if self.pruning:
+            steps.append(("pruned", self._prune))
+        if recipe.distill is not None:
+            steps.append(("student", lambda: self._distill("student", {})))
+        for name in recipe.baselines:
+            steps.append((name, lambda name=name: self._distill(name, BASELINES[name])))  # type: ignore[misc]
+        if recipe.eval is not None:
+            steps += [(f"eval/{name}", lambda name=name: self._eval(name)) for name in self.models()]  # type: ignore[misc]
+        return steps
+
+    def models(self) -> dict[str, str]:
+        """The models of the run and where they are, teacher first."""
+        models = {"teacher": self.recipe.teacher}
+        if self.pruning:
+            models["pruned"] = str(self.out / "pruned")
+        if self.recipe.distill is not None:
+            models |= {name: str(self.out / name) for name in ("student", *self.recipe.baselines)}
+        return models
+
+    def run(self) -> RunResult:
+        """All stages, then the report; a second run finds everything up to date."""
+        began = time.monotonic()
+        self._claim()
+        steps = self.steps()
+        for number, (name, step) in enumerate(steps, 1):
+            before = read_manifest(self.out / name)
+            say(f"[{number}/{len(steps)}] {name}")
+            started = time.monotonic()
+            step()
+            reused = before is not None and before == read_manifest(self.out / name)
+            status = "up to date" if reused else "done"
+            self.result.stages.append({"name": name, "status": status, "seconds": round(time.monotonic() - started, 2)})
+        self.result.models = [self._row(name, path) for name, path in self.models().items()]
+        self.result.student = self.models().get("student", self.student)
+        self.result.seconds = round(time.monotonic() - began, 1)
+        self._report()
+        return self.result
+
+    def _claim(self) -> None:
+        """The run directory must be new, empty or a run."""
+        if self.out.exists() and not self.out.is_dir():
+            raise OutputError(f"{self.out} is a file; choose another --out.")
+        if self.out.is_dir() and any(self.out.iterdir()) and not (self.out / RUN).exists():
+            raise OutputError(f"{self.out} holds files that are not a minitron run; choose another --out.")
+        resolve(self.recipe.teacher)  # a wrong teacher leaves nothing behind
+        self.out.mkdir(parents=True, exist_ok=True)
+        if not (self.out / RUN).exists():
+            write_json(self.out / RUN, self.result.to_json())
+        write_json(self.out / "recipe.json", self.recipe.to_json())
+
+    def _stage(self, name: str, out: str, **wires: Any) -> Any:
+        return self.recipe.stage(name, {**wires, "out": self.out / out, "force": self.force})
+
+    def _data(self) -> None:
+        from minitron_cli.data.prepare import run_data
+
+        run_data(self._stage("data", "data", tokenizer=self.recipe.teacher))
+
+    def _importance(self) -> None:
+        from minitron_cli.importance.stage import run_importance
+
+        run_importance(self._stage("importance", "importance", checkpoint=self.recipe.teacher, data=self.out / "data"))
+
+    def _search(self) -> None:
+        from minitron_cli.search.stage import run_search
+
+        paths = {"importance": self.out / "importance", "data": self.out / "data"}
+        run_search(self._stage("search", "search", checkpoint=self.recipe.teacher, **paths))
+
+    def _prune(self) -> None:
+        from minitron_cli.prune.stage import run_prune
+
+        sources: dict[str, Any] = {}
+        if self.recipe.search is not None:
+            sources["search"] = self.out / "search"
+        elif self.recipe.importance is not None:
+            sources["importance"] = self.out / "importance"
+        run_prune(self._stage("prune", "pruned", checkpoint=self.recipe.teacher, **sources))
+
+    def _distill(self, name: str, changes: dict[str, Any]) -> None:
+        from minitron_cli.distill.stage import run_distill
+
+        changed = self.recipe.distill is not None and {**self.recipe.distill, **changes}
+        recipe = Recipe(**{**self.recipe.to_json(), "distill": changed, "baselines": ()})
+        wires = {"student": self.student, "teacher": self.recipe.teacher, "data": self.out / "data"}
+        run_distill(recipe.stage("distill", {**wires, "out": self.out / name, "force": self.force}))
+
+    def _eval(self, name: str) -> None:
+        from minitron_cli.evaluate.stage import run_eval
+
+        (self.out / "eval").mkdir(exist_ok=True)
+        run_eval(self._stage("eval", f"eval/{name}", checkpoint=self.models()[name], data=self.out / "data"))
+
+    def _row(self, name: str, path: str) -> dict[str, Any]:
+        """One line of the comparison, from what the stages wrote."""
+        shape = Shape.of(read_config(resolve(path)))
+        measured = (read_manifest(self.out / "eval" / name) or {}).get("result", {})
+        trained = (read_manifest(self.out / name) or {}).get("result", {}) if name not in ("teacher", "pruned") else {}
+        return {
+            "name": name,
+            "label": LABELS[name],
+            "path": path,
+            "shape": shape.shown(),
+            "params": shape.params,
+            "params_non_embedding": shape.params_non_embedding,
+            "loss": measured.get("loss"),
+            "perplexity": measured.get("perplexity"),
+            "bits_per_byte": measured.get("bits_per_byte"),
+            "tasks": measured.get("tasks", {}),
+            "tokens": trained.get("tokens", 0),
+            "train_seconds": trained.get("seconds", 0.0),
+        }
+
+    def _report(self) -> None:
+        from minitron_cli.report.stage import write_report
+
+        if all(stage["status"] == "up to date" for stage in self.result.stages) and (self.out / "report.html").exists():
+            self.result = RunResult(**{**json.loads((self.out / RUN).read_text("utf-8")), "stages": self.result.stages})
+            say("Everything is up to date; nothing was done.")
+            return
+        self.result.report = str(self.out / "report.html")
+        write_json(self.out / RUN, self.result.to_json())
+        write_report(self.out)
+
+
+def format_run(result: dict[str, Any]) -> str:
+    """The comparison as a table, and how long each stage took."""
+    rows = result["models"]
+    lines = [
+        f"{'model':<15}{'params':>13}{'non-embedding':>15}{'train tokens':>14}"
+        f"{'val loss':>10}{'perplexity':>12}{'bits/byte':>11}"
+    ]
+    teacher = rows[0] if rows else {}
+    for row in rows:
+        share = 100 * row["params_non_embedding"] / max(teacher["params_non_embedding"], 1)
+        line = f"{row['label']:<15}{row['params']:>13,}{share:>14.1f}%{row['tokens']:>14,}"
+        if row["loss"] is not None:
+            line += f"{row['loss']:>10.3f}{row['perplexity']:>12.2f}{row['bits_per_byte']:>11.3f}"
+        lines.append(line)
+    done = [stage for stage in result["stages"] if stage["status"] == "done"]
+    timing = ", ".join(f"{stage['name']} {duration(stage['seconds'])}" for stage in done)
+    lines.append(f"\nstages: {timing or 'all up to date'}; total {duration(result['seconds'])}")
+    lines.append(f"student: {result['student']}")
+    if result["report"]:
+        lines.append(f"report:  {result['report']}")
+    return "\n".join(lines)

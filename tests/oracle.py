@@ -1,0 +1,155 @@
+"""The oracle: the original model with removed structure masked on disk, run by the stock class.
+
+A mask alone is not the same function in three places, which are compensated: an RMSNorm over a cut dimension (its
+weight on disk and its epsilon), a LayerNorm over one (its statistics are taken over the kept channels), and Gemma's
+embedding scale sqrt(hidden).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from minitron_cli.checkpoint.companions import copy_companions
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.surgery import positions
+from minitron_cli.errors import ShapeError
+from minitron_cli.families.expression import axes, parse
+from minitron_cli.families.schema import Tensor
+from minitron_cli.prune.plan import PrunePlan, complete_target
+from minitron_cli.shape import Shape
+
+AXES = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")
+
+
+def valid(shape: Shape, target: dict[str, int]) -> bool:
+    """Whether the family's rules allow these sizes."""
+    try:
+        complete_target(shape, target)
+    except ShapeError:
+        return False
+    return True
+
+
+def cases(shape: Shape) -> dict[str, dict[str, int]]:
+    """Targets that cut every prunable axis alone, head_dim to two sizes, and all at once."""
+    found: dict[str, dict[str, int]] = {}
+    everything: dict[str, int] = {}
+    for axis in AXES:
+        if not shape.family.axis(axis).prunable:
+            continue
+        fits = [size for size in range(3 * shape[axis] // 4, 0, -1) if valid(shape, {axis: size})]
+        found[axis] = {axis: fits[0]}
+        if axis == "head_dim":
+            found["head_dim, smallest"] = {axis: next(size for size in fits[::-1] if size > 2)}
+    for axis in ("layers", "ffn", "kv_heads", "heads", "head_dim", "hidden"):
+        # Fewer query heads than the kept KV heads bring along.
+        largest = shape[axis] // 2 if axis == "heads" else 3 * shape[axis] // 4
+        for size in range(largest, 0, -1) if axis in found else ():
+            if valid(shape, {**everything, axis: size}):
+                everything[axis] = size
+                break
+    return {**found, "everything": everything}
+
+
+@dataclass
+class Masked:
+    """Where the masked original lies, and what must be adjusted once it is loaded."""
+
+    path: Path
+    embed_scale: float | None = None
+    eps: dict[str, float] = field(default_factory=dict)
+    kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    offset: float = 0.0
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Logits of the stock class in fp64."""
+        model = AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float64).eval()
+        if self.embed_scale is not None:
+            model.get_input_embeddings().embed_scale.fill_(self.embed_scale)
+        for name, module in model.named_modules():
+            if "Norm" not in type(module).__name__ or any(module.children()):
+                continue
+            if name in self.eps:
+                attribute = "variance_epsilon" if hasattr(module, "variance_epsilon") else "eps"
+                setattr(module, attribute, getattr(module, attribute) * self.eps[name])
+            kept = self.kept.get(name, self.kept.get("") if not list(module.parameters()) else None)
+            if kept is not None:
+                module.forward = partial_layer_norm(module, kept, self.offset)
+        with torch.inference_mode():
+            return model(ids, use_cache=False).logits
+
+
+def partial_layer_norm(module: Any, kept: torch.Tensor, offset: float) -> Any:
+    """LayerNorm with statistics over the kept channels; zero elsewhere."""
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", 1e-5))
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        some = x[..., kept]
+        some = some - some.mean(-1, keepdim=True)
+        some = some * torch.rsqrt(some.square().mean(-1, keepdim=True) + eps)
+        if weight is not None:
+            some = some * (weight[..., kept] + offset)
+        if bias is not None:
+            some = some + bias[..., kept]
+        return torch.zeros_like(x).index_copy(-1, kept, some)
+
+    return forward
+
+
+def masked_original(source: Path, plan: PrunePlan, out: Path, *, compensate: bool = True, rotate: int = 0) -> Masked:
+    """The original with every removed unit's weights zeroed; `rotate` masks other units instead (a control)."""
+    checkpoint = Checkpoint(source)
+    family, sizes = checkpoint.shape.family, checkpoint.shape.sizes
+    out.mkdir()
+    masked = Masked(out, offset=family.norm.offset)
+    tensors = load_file(source / "model.safetensors")
+    for name, (tensor, layer) in checkpoint.declared.items():
+        norm = (tensor.norm or family.norm) if tensor.role in ("norm", "query_norm") else None
+        offset = norm.offset if norm else 0.0
+        value = tensors[name].double() + offset
+        if layer is not None and layer not in plan.layers:
+            # A removed layer adds nothing to the residual stream.
+            tensors[name] = torch.zeros_like(value).float() if norm is None else tensors[name]
+            continue
+        for dim, chosen in enumerate(kept_positions(checkpoint, tensor, plan.kept(layer), rotate)):
+            mask = torch.zeros(value.shape[dim], dtype=torch.bool)
+            mask[chosen] = True
+            value = value * mask.view([-1 if d == dim else 1 for d in range(value.ndim)])
+            if norm and compensate and dim == value.ndim - 1 and len(chosen) < len(mask):
+                module, ratio = name.removesuffix(".weight"), len(chosen) / len(mask)
+                if norm.kind == "layer":
+                    masked.kept[module] = chosen
+                else:
+                    masked.eps[module] = ratio
+                    value = value * math.sqrt(ratio)
+        tensors[name] = (value - offset).float()
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    copy_companions(source, out)
+    (out / "config.json").write_bytes((source / "config.json").read_bytes())
+    if plan.sizes["hidden"] < sizes["hidden"] and compensate:
+        if family.norm.kind == "layer":  # norms without weights
+            masked.kept[""] = kept_positions(checkpoint, Tensor(("hidden",)), plan.kept(None), rotate)[0]
+        if family.embed_scale:
+            masked.embed_scale = math.sqrt(plan.sizes[family.embed_scale])
+    return masked
+
+
+def kept_positions(checkpoint: Checkpoint, tensor: Tensor, kept: Any, rotate: int) -> list[torch.Tensor]:
+    """Positions that stay along each dimension; a control shifts those of cut dimensions."""
+    family, sizes = checkpoint.shape.family, checkpoint.shape.sizes
+    within = {axis.name: axis.within for axis in family.axes if axis.within}
+    found = []
+    for text, size in zip(tensor.dims, family.tensor_shape(tensor, sizes), strict=True):
+        assert axes(parse(text)) <= sizes.keys()
+        chosen = (positions(parse(text), sizes, kept, within) + rotate) % size
+        found.append(torch.from_numpy(np.ascontiguousarray(chosen)))
+    return found

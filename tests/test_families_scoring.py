@@ -1,0 +1,49 @@
+"""Scoring on every proven family: taps give finite statistics of the declared shapes, and layers can be skipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import make_model
+from oracle import cases
+from tiny import TINY
+from transformers import AutoModelForCausalLM
+
+from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.importance.depth import DepthScores
+from minitron_cli.importance.layout import score_shape
+from minitron_cli.importance.weights import weight_norm_scores
+from minitron_cli.importance.width import KINDS, WidthScores
+from minitron_cli.models.taps import listening, place_taps, skipped_layer
+from minitron_cli.prune.plan import make_plan
+
+IDS = torch.randint(3, 67, (2, 12), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_scores_of_a_family(family: str, tmp_path: Path) -> None:
+    path = make_model(tmp_path / "model", family)
+    checkpoint = Checkpoint(path)
+    shape = checkpoint.shape
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    taps, blocks = list(place_taps(model, shape, KINDS)), list(place_taps(model, shape, ("block",)))
+    width, depth = WidthScores(shape, taps, "l2", "mean"), DepthScores(shape["layers"])
+    handles = depth.attach(blocks)
+    with listening(taps, width.heard), torch.inference_mode():
+        whole = model(IDS, use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    scores = {**weight_norm_scores(checkpoint), **width.scores(), "layers": depth.scores().numpy()}
+    heard = {"hidden", "ffn", "group", "v_head_dim"} & {axis.name for axis in shape.family.cut_axes}
+    assert heard <= width.scores().keys()
+    for axis in shape.family.cut_axes:
+        assert scores[axis.name].shape == score_shape(shape, axis), axis.name
+        assert np.isfinite(scores[axis.name]).all() and scores[axis.name].std() > 0, axis.name
+    assert scores["layers"].shape == (shape["layers"],) and (scores["layers"] > 0).all()
+    with skipped_layer(blocks[1]), torch.inference_mode():
+        assert not torch.allclose(model(IDS, use_cache=False).logits, whole, atol=1e-3)
+    for target in cases(shape).values():
+        assert make_plan(shape, scores, target, ranked_by="activations").params_after < shape.params

@@ -1,0 +1,125 @@
+"""Budgets, enumeration against the paper's tables, and the funnel on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_chain import make_checkpoint, make_data
+
+from minitron_cli.config.importance import ImportanceConfig
+from minitron_cli.config.prune import PruneConfig
+from minitron_cli.config.search import SearchConfig
+from minitron_cli.errors import ConfigError, InputError, ShapeError
+from minitron_cli.importance.stage import run_importance
+from minitron_cli.prune.stage import run_prune
+from minitron_cli.search.budget import read_grid, read_params, window
+from minitron_cli.search.enumerate import automatic_grid, enumerate_candidates
+from minitron_cli.search.stage import rank, run_search
+from minitron_cli.shape import Shape
+
+LLAMA_8B: dict[str, Any] = {
+    "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("4B", 4_000_000_000), ("350M", 350_000_000), ("50%", 500), ("1_234", 1234), ("7.8e9", 7.8e9)],
+)
+def test_read_params(text: str, expected: float) -> None:
+    assert read_params(text, 1000) == expected
+
+
+@pytest.mark.parametrize("text", ["", "B", "-4B", "0", "four", "5%%"])
+def test_bad_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        read_params(text, 1000)
+
+
+def test_window() -> None:
+    assert window("4B", "5%", None, 1) == (3_800_000_000, 4_200_000_000)
+    assert window(None, "5%", "45%:50%", 1000) == (450, 500)
+    with pytest.raises(ConfigError, match="empty"):
+        window(None, "5%", "50%:45%", 1000)
+
+
+def test_read_grid() -> None:
+    grid = read_grid(["layers=29..32", "hidden=96,128", "kv-heads=2..8/2"], {"layers": 1, "hidden": 1, "kv_heads": 1})
+    assert grid == {"layers": [32, 31, 30, 29], "hidden": [128, 96], "kv_heads": [8, 6, 4, 2]}
+    with pytest.raises(ConfigError, match="layers"):
+        read_grid(["depth=3"], {"layers": 1})
+
+
+def test_enumeration_is_exhaustive_and_bounds_are_inclusive() -> None:
+    """Against a slow loop; a window of exactly one candidate's parameters finds it."""
+    shape = Shape.of(LLAMA_8B)
+    grid = {"hidden": [4096, 3072, 2560], "ffn": [14336, 9216, 7168], "layers": [32, 16]}
+    slow = {
+        Shape.of({**LLAMA_8B, "hidden_size": h, "intermediate_size": f, "num_hidden_layers": n, "head_dim": 128}).params
+        for h in grid["hidden"] for f in grid["ffn"] for n in grid["layers"]
+    }  # fmt: skip
+    inside = {params for params in slow if 2e9 <= params <= 6e9}
+    found = enumerate_candidates(shape, grid, 2_000_000_000, 6_000_000_000, "total")
+    assert {candidate.shape.params for candidate in found} == inside
+    assert [c.shape.params for c in found] == sorted(inside, reverse=True)
+    width = 4_512_746_496  # Llama-3.1-Minitron-4B-Width
+    assert [c.target for c in enumerate_candidates(shape, grid, width, width, "total")] == [
+        {"hidden": 3072, "ffn": 9216}
+    ]
+
+
+def test_infeasible_points_are_skipped_and_larger_ones_refused() -> None:
+    """LlamaConfig wants hidden to be a multiple of heads: 3000 is no point of the space; 8192 is a mistake."""
+    shape = Shape.of(LLAMA_8B)
+    found = enumerate_candidates(shape, {"hidden": [3072, 3000]}, 1, 10**12, "total")
+    assert [candidate.shape["hidden"] for candidate in found] == [3072]
+    with pytest.raises(ShapeError, match="larger than the original"):
+        enumerate_candidates(shape, {"hidden": [8192]}, 1, 10**12, "total")
+    with pytest.raises(InputError, match="the grid reaches"):
+        enumerate_candidates(shape, {"hidden": [3072]}, 1, 2, "total")
+
+
+def test_automatic_grid_is_hardware_friendly() -> None:
+    grid = automatic_grid(Shape.of(LLAMA_8B))
+    assert all(value % 256 == 0 for value in grid["hidden"] + grid["ffn"])
+    assert min(grid["layers"]) == 24 and min(grid["hidden"]) == 2048
+
+
+def test_list_needs_config_json_only(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
+    config = SearchConfig(checkpoint=str(tmp_path), params="4.5B", grid=("hidden=3072", "ffn=9216"), list=True)
+    (row,) = run_search(config).candidates
+    assert row["params"] == 4_512_746_496 and row["loss_zero_shot"] is None and row["shape"]["layers"] == 32
+
+
+def test_rank_prefers_the_retrained_loss() -> None:
+    rows = [
+        {"name": "a", "loss_zero_shot": 1.0, "loss_retrained": None},
+        {"name": "b", "loss_zero_shot": 3.0, "loss_retrained": 2.0},
+        {"name": "c", "loss_zero_shot": 2.0, "loss_retrained": 2.5},
+    ]
+    assert [(row["name"], row["rank"]) for row in rank(rows)] == [("b", 1), ("c", 2), ("a", 3)]
+
+
+def test_funnel_end_to_end(tmp_path: Path) -> None:
+    """Zero-shot for all, short distillation for two, a plan that prune executes to the promised size; then reuse."""
+    checkpoint = make_checkpoint(tmp_path / "model")
+    data = make_data(tmp_path / "data", checkpoint)
+    run_importance(ImportanceConfig(checkpoint=str(checkpoint), data=data, out=tmp_path / "imp", samples=8))
+    config = SearchConfig(
+        checkpoint=str(checkpoint), importance=tmp_path / "imp", data=data, out=tmp_path / "search", params="60%",
+        tolerance="10%", grid=("hidden=24,36,48", "ffn=16,32,56", "layers=3,4"), finalists=2, steps=3, batch_size=4,
+        candidates=4, eval_sequences=4,
+    )  # fmt: skip
+    result = run_search(config)
+    assert len(result.candidates) == 4
+    assert sum(row["loss_retrained"] is not None for row in result.candidates) == 2
+    assert all(row["loss_zero_shot"] > 0 for row in result.candidates)
+    assert result.chosen == result.candidates[0] and result.chosen["rank"] == 1
+    pruned = run_prune(PruneConfig(checkpoint=str(checkpoint), search=tmp_path / "search", out=tmp_path / "pruned"))
+    assert pruned.params_after == result.chosen["params"]
+    assert run_search(config).candidates == result.candidates
