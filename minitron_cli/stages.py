@@ -59,10 +59,9 @@ def run_recipe(config: RunConfig) -> RunResult:
 
 
 def plan_recipe(config: RunConfig) -> dict[str, Any]:
-    """What `run --dry-run` prints: the checked recipe and the directories its stages would write."""
+    """What `run --dry-run` prints: the checked recipe and the stages it means."""
     recipe = load_recipe(config.recipe, config.set)
-    chain = Chain(recipe, config.out or Path("runs") / recipe.name, config.force)
-    return {"recipe": recipe.to_json(), "out": str(chain.out), "stages": [name for name, _ in chain.steps()]}
+    return Chain(recipe, config.out or Path("runs") / recipe.name, config.force).plan()
 
 
 def run_compress(config: CompressConfig) -> RunResult:
@@ -72,6 +71,11 @@ def run_compress(config: CompressConfig) -> RunResult:
         UserError: any stage's input is wrong.
     """
     return Chain(compress_recipe(config), config.out, config.force).run()
+
+
+def plan_compress(config: CompressConfig) -> dict[str, Any]:
+    """What `compress --dry-run` prints: the recipe it stands for, which can be saved and changed."""
+    return Chain(compress_recipe(config), config.out, config.force).plan()
 
 
 def compress_recipe(config: CompressConfig) -> Recipe:
@@ -105,6 +109,10 @@ class Chain:
         self.recipe, self.out, self.force = recipe, out, force
         self.result = RunResult(str(out), recipe.name, recipe.description, teacher=recipe.teacher)
         self.pruning = recipe.search is not None or recipe.prune is not None
+
+    def plan(self) -> dict[str, Any]:
+        """The recipe, the directory and the stages, as JSON values."""
+        return {"recipe": self.recipe.to_json(), "out": str(self.out), "stages": [name for name, _ in self.steps()]}
 
     @property
     def student(self) -> str:

@@ -8,6 +8,7 @@ embedding scale sqrt(hidden).
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ from minitron_cli.checkpoint.surgery import positions
 from minitron_cli.errors import ShapeError
 from minitron_cli.families.expression import axes, parse
 from minitron_cli.families.schema import Tensor
-from minitron_cli.prune.plan import PrunePlan, complete_target
+from minitron_cli.models.taps import place_taps, skipped_layer
+from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.sizes import complete_target
 from minitron_cli.shape import Shape
 
+NORMS_THE_STREAM = ("opt_post_norm",)
 AXES = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")
 
 
@@ -68,6 +72,7 @@ class Masked:
     eps: dict[str, float] = field(default_factory=dict)
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
     offset: float = 0.0
+    removed: list[int] = field(default_factory=list)
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits of the stock class in fp64."""
@@ -83,7 +88,10 @@ class Masked:
             kept = self.kept.get(name, self.kept.get("") if not list(module.parameters()) else None)
             if kept is not None:
                 module.forward = partial_layer_norm(module, kept, self.offset)
-        with torch.inference_mode():
+        with torch.inference_mode(), ExitStack() as stack:
+            for block in place_taps(model, Checkpoint(self.path).shape, ("block",)):
+                if block.layer in self.removed:
+                    stack.enter_context(skipped_layer(block))
             return model(ids, use_cache=False).logits
 
 
@@ -117,7 +125,9 @@ def masked_original(source: Path, plan: PrunePlan, out: Path, *, compensate: boo
         offset = norm.offset if norm else 0.0
         value = tensors[name].double() + offset
         if layer is not None and layer not in plan.layers:
-            # A removed layer adds nothing to the residual stream.
+            # A removed layer adds nothing to the residual stream; one that norms the stream itself must be skipped.
+            if family.name in NORMS_THE_STREAM and layer not in masked.removed:
+                masked.removed.append(layer)
             tensors[name] = torch.zeros_like(value).float() if norm is None else tensors[name]
             continue
         for dim, chosen in enumerate(kept_positions(checkpoint, tensor, plan.kept(layer), rotate)):

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import TINY
+from tiny import TINY, VARIANTS
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from minitron_cli.checkpoint.rotary import turning
@@ -33,16 +33,6 @@ _DENSE = {
     "hidden_size": 40, "intermediate_size": 52, "num_hidden_layers": 3, "num_attention_heads": 8,
     "num_key_value_heads": 2, "vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
-_GPT2 = {
-    "n_embd": 36,
-    "n_layer": 3,
-    "n_head": 4,
-    "n_positions": 31,
-    "vocab_size": 97,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-_NEOX = {**_DENSE, "hidden_size": 64, "num_attention_heads": 4}
 _DEEPSEEK = {
     **_DENSE, "num_hidden_layers": 4, "num_attention_heads": 3, "num_key_value_heads": 3, "first_k_dense_replace": 1,
     "kv_lora_rank": 11, "q_lora_rank": 13, "qk_nope_head_dim": 5, "qk_rope_head_dim": 6, "v_head_dim": 7,
@@ -61,63 +51,9 @@ _QWEN = {
 }  # fmt: skip
 _WINDOWS = ["full_attention", "sliding_attention", "full_attention"]
 
-_EVEN = {**_DENSE, "hidden_size": 48}
-_VARIANTS: dict[str, dict[str, Any]] = {
-    "llama-sparse": {**_EVEN},
-    "llama-tied": {**_EVEN, "tie_word_embeddings": True, "num_key_value_heads": None},
-    "mistral-untied": {**_EVEN, "head_dim": 6},
-    "ministral-windows": {**_EVEN, "head_dim": 6},
-    "qwen2-tied": {**_EVEN, "tie_word_embeddings": True},
-    "qwen2-list": {**_EVEN, "layer_types": _WINDOWS, "use_sliding_window": True, "sliding_window": 8},
-    "qwen3-untied": {**_EVEN, "use_sliding_window": True, "sliding_window": None},
-    "gemma-untied": {**_EVEN, "tie_word_embeddings": False, "attention_bias": True, "head_dim": 6},
-    "gemma2-untied": {
-        **_EVEN, "head_dim": 6, "tie_word_embeddings": False, "attention_bias": True, "layer_types": _WINDOWS
-    },
-    "gemma3_text-untied": {**_EVEN, "head_dim": 6, "tie_word_embeddings": False, "attention_bias": True},
-    "gpt2-untied": {**_GPT2, "tie_word_embeddings": False},
-    "gpt2-unscaled": {**_GPT2, "scale_attn_weights": False},
-    "gpt2-by_layer_scaled": {**_GPT2, "scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False},
-    "gpt_neox-tied": {**_NEOX, "tie_word_embeddings": True, "attention_bias": False},
-    "granite-tied": {**_EVEN, "tie_word_embeddings": True},
-    "olmo-biases": {**_EVEN, "attention_bias": True},
-    "olmo2-tied": {**_EVEN, "tie_word_embeddings": True},
-    "olmo3-biases": {**_EVEN, "attention_bias": True, "layer_types": _WINDOWS},
-    "smollm3-tied": {**_EVEN, "tie_word_embeddings": True, "attention_bias": True},
-    "smollm3-lists": {
-        **_EVEN, "no_rope_layers": [0, 1, 1], "layer_types": _WINDOWS, "use_sliding_window": True, "sliding_window": 8
-    },
-    "cohere-untied": {**_EVEN, "tie_word_embeddings": False, "attention_bias": True, "use_qk_norm": True},
-    "olmo-clipped_tied": {**_EVEN, "clip_qkv": 1.0, "tie_word_embeddings": True},
-    "cohere2-untied": {**_EVEN, "tie_word_embeddings": False, "attention_bias": True},
-    "glm4-unbiased": {**_EVEN, "head_dim": 8, "attention_bias": False},
-    "exaone4-tied": {**_EVEN, "tie_word_embeddings": True},
-    "nemotron-sparse": {**_EVEN, "hidden_size": 64},
-    "starcoder2-unbiased": {**_EVEN, "use_bias": False, "tie_word_embeddings": False},
-    "stablelm-tied": {**_EVEN, "hidden_size": 64, "tie_word_embeddings": True},
-    "opt-untied": {
-        "hidden_size": 36, "ffn_dim": 52, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97,
-        "max_position_embeddings": 31, "tie_word_embeddings": False, "enable_bias": False,
-        "layer_norm_elementwise_affine": True, "_remove_final_layer_norm": True, "bos_token_id": 1, "eos_token_id": 2,
-    },
-    "falcon-grouped_untied": {
-        "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2, "vocab_size": 97,
-        "tie_word_embeddings": False, "new_decoder_architecture": True, "bos_token_id": 1, "eos_token_id": 2,
-    },
-    "falcon-one_norm_untied": {
-        "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2, "vocab_size": 97,
-        "tie_word_embeddings": False, "new_decoder_architecture": True, "bos_token_id": 1, "eos_token_id": 2,
-        "num_ln_in_parallel_attn": 1, "bias": True,
-    },
-    "falcon-untied": {
-        "hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 3, "vocab_size": 97, "bias": True,
-        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
-    },
-}  # fmt: skip
-
 CASES: dict[str, dict[str, Any]] = {
     **{name: {key: value for key, value in config.items() if key != "model_type"} for name, config in TINY.items()},
-    **_VARIANTS,
+    **VARIANTS,
     "gpt_oss": {**_DENSE, "head_dim": 6, "num_local_experts": 7},
     "gpt_oss-tied": {
         **_DENSE, "num_local_experts": 7, "head_dim": 6, "attention_bias": False, "tie_word_embeddings": True,
@@ -399,10 +335,10 @@ def test_a_wrong_declaration_is_caught(case: Case) -> None:
 
 
 def test_base_model_checkpoints_of_gpt2_lack_the_prefix(tmp_path: Path) -> None:
-    AutoModel.from_config(AutoConfig.for_model("gpt2", **_GPT2)).save_pretrained(tmp_path)
+    AutoModel.from_config(AutoConfig.for_model(**TINY["gpt2"])).save_pretrained(tmp_path)
     family = family_for({"model_type": "gpt2"})
     names = {family.prefix + name for name in load_file(tmp_path / "model.safetensors")}
-    assert names == {name for name, _, _ in family.expected({"model_type": "gpt2", **_GPT2})}
+    assert names == {name for name, _, _ in family.expected(TINY["gpt2"])}
 
 
 def test_legacy_and_extra_tensors_of_published_checkpoints_are_named() -> None:

@@ -17,6 +17,7 @@ from minitron_cli.importance.depth import DepthScores
 from minitron_cli.importance.layout import score_shape
 from minitron_cli.importance.weights import weight_norm_scores
 from minitron_cli.importance.width import KINDS, WidthScores
+from minitron_cli.models.head import Head, backbone_output
 from minitron_cli.models.taps import listening, place_taps, skipped_layer
 from minitron_cli.prune.plan import make_plan
 
@@ -36,6 +37,9 @@ def test_scores_of_a_family(family: str, tmp_path: Path) -> None:
         whole = model(IDS, use_cache=False).logits
     for handle in handles:
         handle.remove()
+    with torch.inference_mode():
+        output = backbone_output(model, IDS)
+        torch.testing.assert_close(Head(model, output)(output.last_hidden_state[0]), whole[0])
     scores = {**weight_norm_scores(checkpoint), **width.scores(), "layers": depth.scores().numpy()}
     heard = {"hidden", "ffn", "group", "v_head_dim"} & {axis.name for axis in shape.family.cut_axes}
     assert heard <= width.scores().keys()

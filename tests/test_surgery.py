@@ -22,7 +22,8 @@ from minitron_cli.errors import FamilyError, ShapeError
 from minitron_cli.families import family_for
 from minitron_cli.families.expression import parse
 from minitron_cli.families.schema import Rotary
-from minitron_cli.prune.plan import complete_target, size_plan
+from minitron_cli.prune.plan import size_plan
+from minitron_cli.prune.sizes import complete_target
 from minitron_cli.prune.stage import run_prune
 from minitron_cli.shape import Shape
 
@@ -88,8 +89,8 @@ def test_theta_follows_under_old_and_new_keys(name: str) -> None:
     assert rope_types(rotary, written) == rope_types(rotary, legacy) == {"default"}
     for config in (written, TINY[name], legacy):
         step = 2
-        exponent = step * turning(rotary, config, 8) / turning(rotary, config, 16)
-        changes = retuned(config, rotary, 16, 8, step)
+        exponent = step * turning(rotary, config, 16) / turning(rotary, config, 24)
+        changes = retuned(config, rotary, 24, 16, step)
         before = AutoConfig.for_model(**config).rope_parameters
         changed = {key: value for key, value in {**config, **changes}.items() if value is not None}
         after = AutoConfig.for_model(**changed).rope_parameters
@@ -140,7 +141,7 @@ def test_a_layout_without_a_table_is_named() -> None:
     with pytest.raises(FamilyError, match="layout"):
         family_for({**TINY["stablelm"], "qk_layernorm": True})
     with pytest.raises(FamilyError, match="layout"):
-        family_for({**TINY["opt"], "word_embed_proj_dim": 20})
+        family_for({**TINY["opt"], "word_embed_proj_dim": 20})  # projected, yet normed before each sublayer
 
 
 def republished(source: Path, out: Path, tensors: dict[str, torch.Tensor]) -> Path:

@@ -13,8 +13,9 @@ _BASE: dict[str, Any] = dict(
     num_key_value_heads=3, head_dim=16, max_position_embeddings=64, tie_word_embeddings=False, bos_token_id=1,
     eos_token_id=2, pad_token_id=0,
 )  # fmt: skip
-# Where the class computes head_dim = hidden / heads; a quarter of 16 channels is two rotary pairs.
+# Where the class computes head_dim = hidden / heads. A quarter of 24 channels is three rotary pairs: two can stay.
 _SQUARE: dict[str, Any] = {**_BASE, "hidden_size": 96, "head_dim": None}
+_QUARTER: dict[str, Any] = {**_SQUARE, "hidden_size": 144}
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
 
@@ -53,12 +54,12 @@ TINY: dict[str, dict[str, Any]] = {
     "exaone4": _of(_BASE, hidden_size=44, sliding_window=8, sliding_window_pattern=3),
     "nemotron": _of(_BASE, hidden_size=44, attention_bias=True, mlp_bias=True),
     "starcoder2": _of(_BASE, hidden_size=44, tie_word_embeddings=True),
-    "stablelm": _of(_SQUARE, use_qkv_bias=True),
-    "stablelm-parallel": _of(_SQUARE, use_parallel_residual=True),
+    "stablelm": _of(_QUARTER, use_qkv_bias=True),
+    "stablelm-parallel": _of(_QUARTER, use_parallel_residual=True),
     "phi": _of(_BASE, hidden_size=44),
     "phi-qk_norm": _of(_SQUARE, qk_layernorm=True),
-    "gpt_neox": _of(_SQUARE, num_key_value_heads=6),
-    "gpt_neox-serial": _of(_SQUARE, num_key_value_heads=6, use_parallel_residual=False, attention_bias=False),
+    "gpt_neox": _of(_QUARTER, num_key_value_heads=6),
+    "gpt_neox-serial": _of(_QUARTER, num_key_value_heads=6, use_parallel_residual=False, attention_bias=False),
     "gpt2": dict(
         vocab_size=67, n_embd=40, n_layer=4, n_head=5, n_inner=56, n_positions=64, bos_token_id=1, eos_token_id=2
     ),
@@ -69,6 +70,10 @@ TINY: dict[str, dict[str, Any]] = {
     "opt": dict(
         vocab_size=67, hidden_size=40, ffn_dim=56, num_hidden_layers=4, num_attention_heads=5,
         max_position_embeddings=64, pad_token_id=1, bos_token_id=2, eos_token_id=3,
+    ),
+    "opt-post_norm": dict(
+        vocab_size=67, hidden_size=40, ffn_dim=56, num_hidden_layers=4, num_attention_heads=5, word_embed_proj_dim=28,
+        max_position_embeddings=64, do_layer_norm_before=False, pad_token_id=1, bos_token_id=2, eos_token_id=3,
     ),
     "falcon": _of(_SQUARE, ffn_hidden_size=56, multi_query=True, tie_word_embeddings=True),
     "falcon-grouped": _of(_SQUARE, ffn_hidden_size=56, new_decoder_architecture=True, num_kv_heads=3, bias=True),
@@ -86,3 +91,79 @@ for _name, _config in TINY.items():
     if _name.startswith("gpt_neox"):
         _config.pop("num_key_value_heads")
 TINY = {name: {"model_type": name.split("-")[0], **values} for name, values in TINY.items()}
+
+# Sizes for the tables alone, which no one cuts.
+_DENSE: dict[str, Any] = {
+    "hidden_size": 48, "intermediate_size": 52, "num_hidden_layers": 3, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "vocab_size": 97, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_GPT2: dict[str, Any] = {
+    "n_embd": 36,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 31,
+    "vocab_size": 97,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_NEOX: dict[str, Any] = {**_DENSE, "hidden_size": 64, "num_attention_heads": 4}
+_WINDOWS = ["full_attention", "sliding_attention", "full_attention"]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "llama-sparse": {**_DENSE},
+    "llama-tied": {**_DENSE, "tie_word_embeddings": True, "num_key_value_heads": None},
+    "mistral-untied": {**_DENSE, "head_dim": 6},
+    "ministral-windows": {**_DENSE, "head_dim": 6},
+    "qwen2-tied": {**_DENSE, "tie_word_embeddings": True},
+    "qwen2-list": {**_DENSE, "layer_types": _WINDOWS, "use_sliding_window": True, "sliding_window": 8},
+    "qwen3-untied": {**_DENSE, "use_sliding_window": True, "sliding_window": None},
+    "gemma-untied": {**_DENSE, "tie_word_embeddings": False, "attention_bias": True, "head_dim": 6},
+    "gemma2-untied": {
+        **_DENSE, "head_dim": 6, "tie_word_embeddings": False, "attention_bias": True, "layer_types": _WINDOWS
+    },
+    "gemma3_text-untied": {**_DENSE, "head_dim": 6, "tie_word_embeddings": False, "attention_bias": True},
+    "gpt2-untied": {**_GPT2, "tie_word_embeddings": False},
+    "gpt2-unscaled": {**_GPT2, "scale_attn_weights": False},
+    "gpt2-by_layer_scaled": {**_GPT2, "scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False},
+    "gpt_neox-tied": {**_NEOX, "tie_word_embeddings": True, "attention_bias": False},
+    "granite-tied": {**_DENSE, "tie_word_embeddings": True},
+    "olmo-biases": {**_DENSE, "attention_bias": True},
+    "olmo2-tied": {**_DENSE, "tie_word_embeddings": True},
+    "olmo3-biases": {**_DENSE, "attention_bias": True, "layer_types": _WINDOWS},
+    "smollm3-tied": {**_DENSE, "tie_word_embeddings": True, "attention_bias": True},
+    "smollm3-lists": {
+        **_DENSE, "no_rope_layers": [0, 1, 1], "layer_types": _WINDOWS, "use_sliding_window": True, "sliding_window": 8
+    },
+    "cohere-untied": {**_DENSE, "tie_word_embeddings": False, "attention_bias": True, "use_qk_norm": True},
+    "olmo-clipped_tied": {**_DENSE, "clip_qkv": 1.0, "tie_word_embeddings": True},
+    "cohere2-untied": {**_DENSE, "tie_word_embeddings": False, "attention_bias": True},
+    "glm4-unbiased": {**_DENSE, "head_dim": 8, "attention_bias": False},
+    "exaone4-tied": {**_DENSE, "tie_word_embeddings": True},
+    "nemotron-sparse": {**_DENSE, "hidden_size": 64},
+    "starcoder2-unbiased": {**_DENSE, "use_bias": False, "tie_word_embeddings": False},
+    "stablelm-tied": {**_DENSE, "hidden_size": 64, "tie_word_embeddings": True},
+    "opt-untied": {
+        "hidden_size": 36, "ffn_dim": 52, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97,
+        "max_position_embeddings": 31, "tie_word_embeddings": False, "enable_bias": False,
+        "layer_norm_elementwise_affine": True, "_remove_final_layer_norm": True, "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "opt-post_norm_untied": {
+        "hidden_size": 36, "ffn_dim": 52, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 97,
+        "word_embed_proj_dim": 20, "do_layer_norm_before": False, "tie_word_embeddings": False, "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "falcon-grouped_untied": {
+        "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2, "vocab_size": 97,
+        "tie_word_embeddings": False, "new_decoder_architecture": True, "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "falcon-one_norm_untied": {
+        "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2, "vocab_size": 97,
+        "tie_word_embeddings": False, "new_decoder_architecture": True, "bos_token_id": 1, "eos_token_id": 2,
+        "num_ln_in_parallel_attn": 1, "bias": True,
+    },
+    "falcon-untied": {
+        "hidden_size": 36, "num_hidden_layers": 3, "num_attention_heads": 3, "vocab_size": 97, "bias": True,
+        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
+    },
+}  # fmt: skip
+"""What TINY does not show: other biases, ties, lists, legacy spellings."""

@@ -1,7 +1,8 @@
 """Rotary positions under a cut: which channels may stay together, and what the config must then say.
 
-Frequencies are theta^(-2i/r) over the r channels that turn. Pairs 0, k, 2k, ... of them are the frequencies of a smaller
-head under another theta, so only such progressions stay the same function of position. Channels past r never turn.
+Frequencies are theta^(-2i/r) over the r channels that turn. Pairs 0, k, 2k, ... of them are the frequencies of a
+smaller head under another theta, so only such progressions stay the same function of position. Channels past r never
+turn.
 """
 
 from __future__ import annotations

@@ -76,6 +76,7 @@ def _warnings(path: Path, model: Any) -> list[str]:
         value = getattr(model.config, name, None)
         if isinstance(value, int) and value >= model.config.vocab_size:
             notes.append(f"{name} {value} is outside the vocabulary")
-    if model.config.intermediate_size % 64:
-        notes.append(f"ffn {model.config.intermediate_size} is not a multiple of 64; some kernels will be slow")
+    ffn = Checkpoint(path).shape.sizes.get("ffn", 0)
+    if ffn % 64:
+        notes.append(f"ffn {ffn} is not a multiple of 64; some kernels will be slow")
     return notes

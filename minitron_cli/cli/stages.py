@@ -135,6 +135,12 @@ def _compress(config: CompressConfig) -> Any:
     return run_compress(config)
 
 
+def _plan_compress(config: CompressConfig) -> dict[str, Any]:
+    from minitron_cli.stages import plan_compress
+
+    return plan_compress(config)
+
+
 def _report(config: ReportConfig) -> Any:
     from minitron_cli.report.stage import run_report
 
@@ -148,6 +154,6 @@ def register(app: typer.Typer) -> None:
     add_stage(app, "prune", PruneConfig, _prune, _show_prune, dry_run=(_plan, _show_plan))
     add_stage(app, "distill", DistillConfig, _distill, _show_distill)
     add_stage(app, "eval", EvalConfig, _eval, _show_eval)
-    add_stage(app, "compress", CompressConfig, _compress, _show_run)
+    add_stage(app, "compress", CompressConfig, _compress, _show_run, dry_run=(_plan_compress, _show_run_plan))
     add_stage(app, "run", RunConfig, _run, _show_run, dry_run=(_plan_run, _show_run_plan))
     add_stage(app, "report", ReportConfig, _report, lambda result: f"{result['out']}: open it in a browser")

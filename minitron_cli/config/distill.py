@@ -40,7 +40,7 @@ class DistillConfig(WritingConfig):
     eval_sequences: Annotated[int, Ge(1)] = option(256, "Validation sequences (the first ones of the split).")
     seed: Annotated[int, Ge(0)] = option(0, "Seed of the data order and of --init random.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N, mps.")
-    dtype: str = option("auto", "Compute type: auto (bf16 on CUDA, else fp32), float32, bfloat16.")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Compute type; auto is bf16 on CUDA, else fp32.")
 
     def check(self) -> None:
         if (self.steps is None) == (self.tokens is None):

@@ -45,7 +45,7 @@ class SearchConfig(StageConfig):
     save_every: Annotated[int, Ge(1)] = option(100, "Steps between checkpoints of the short distillation.", keyed=False)
     seed: Annotated[int, Ge(0)] = option(0, "Seed of the data order.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N, mps.")
-    dtype: str = option("auto", "Compute type: auto (bf16 on CUDA, else fp32), float32, bfloat16.")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Compute type; auto is bf16 on CUDA, else fp32.")
 
     def check(self) -> None:
         if (self.params is None) == (self.params_range is None):

@@ -63,7 +63,7 @@ class Run:
     ) -> None:
         self.config, self.trainer, self.teacher, self.partial = config, trainer, teacher, partial
         self.train = dataset.split("train")
-        self.validation = dataset.split("validation") if "validation" in dataset.index["splits"] else None
+        self.validation = dataset.split("validation") if dataset.sequences("validation") else None
         self.step = 0
         self.losses: list[float] = []
         self.validations: list[tuple[int, float]] = []
@@ -139,8 +139,8 @@ def run_distill(config: DistillConfig) -> DistillResult:
     teacher = Checkpoint(resolve(config.teacher)) if config.teacher is not None and config.loss == "kl" else None
     dataset = TokenDataset(config.data)
     train = dataset.split("train")
-    owners = {"the student": student.path} | ({"the teacher": teacher.path} if teacher else {})
-    require_same_tokenizer(dataset, owners)
+    owners = {"the student": config.student, "the teacher": config.teacher if teacher else None}
+    require_same_tokenizer(dataset, {name: reference for name, reference in owners.items() if reference})
     if dataset.vocab_size > student.shape["vocab"]:
         raise InputError(
             f"The data uses {dataset.vocab_size} token ids and the student knows {student.shape['vocab']}."

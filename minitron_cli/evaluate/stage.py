@@ -16,10 +16,11 @@ from minitron_cli.evaluate.harness import Metrics, TaskSet, build_tasks, find_ma
 from minitron_cli.evaluate.perplexity import Perplexity, evaluate_split
 from minitron_cli.manifest import StageOutput, fingerprint, write_json
 from minitron_cli.models.load import load_model
+from minitron_cli.models.match import require_same_tokenizer
 from minitron_cli.models.tokenizer import load_tokenizer, separator_id
 from minitron_cli.runtime.device import pick_device, pick_dtype
 from minitron_cli.runtime.progress import Progress, say
-from minitron_cli.tokens import Split, TokenDataset, tokenizer_identity
+from minitron_cli.tokens import Split, TokenDataset
 
 RESULTS = "results.json"
 STATE = "state.json"
@@ -106,11 +107,7 @@ def _check(config: EvalConfig) -> _Inputs:
     split = None
     if config.data is not None:
         data = TokenDataset(config.data)
-        if data.tokenizer != tokenizer_identity(tokenizer):
-            raise InputError(
-                f"{config.data} was prepared with another tokenizer than {config.checkpoint} has; "
-                f"prepare the data again with --tokenizer {config.checkpoint}."
-            )
+        require_same_tokenizer(data, {"the checkpoint": config.checkpoint})
         split = data.split(config.data_split)
     return _Inputs(checkpoint, tokenizer, split, folder)
 

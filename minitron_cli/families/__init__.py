@@ -27,7 +27,7 @@ from minitron_cli.families.nemotron_h import NEMOTRON_H
 from minitron_cli.families.olmo import OLMO, OLMO_CLIPPED
 from minitron_cli.families.olmo2 import OLMO2
 from minitron_cli.families.olmo3 import OLMO3
-from minitron_cli.families.opt import OPT
+from minitron_cli.families.opt import OPT, OPT_POST_NORM
 from minitron_cli.families.phi import PHI, PHI_NORMED
 from minitron_cli.families.phi3 import PHI3
 from minitron_cli.families.qwen2 import QWEN2
@@ -67,6 +67,7 @@ FAMILIES: tuple[Family, ...] = (
     GPT2_BY_LAYER,
     GPT_NEOX,
     OPT,
+    OPT_POST_NORM,
     FALCON_MULTI_QUERY,
     FALCON_GROUPED,
     FALCON_GROUPED_ONE_NORM,

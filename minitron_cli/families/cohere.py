@@ -1,4 +1,4 @@
-"""Cohere: parallel residual after one LayerNorm without bias, interleaved rotation, scaled logits, optional q/k norms."""
+"""Cohere: parallel residual after one LayerNorm without bias, interleaved rotation, scaled logits, q/k norms."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from minitron_cli.families.schema import Axis, Family, Norm, Tap, Tensor
+from dataclasses import replace
+
+from minitron_cli.families.schema import Axis, Family, Norm, Tap, Tensor, without
 
 _MODEL = "model.decoder."
 _LAYER = _MODEL + "layers.{layer}."
@@ -14,7 +16,6 @@ _FINAL = ("layer_norm_elementwise_affine", "!_remove_final_layer_norm")
 OPT = Family(
     name="opt",
     model_types=("opt",),
-    # opt-350m norms after each sublayer and projects its embeddings: another table.
     when=("do_layer_norm_before", "word_embed_proj_dim==hidden_size"),
     axes=(
         Axis("layers", "num_hidden_layers", prunable=True),
@@ -66,6 +67,7 @@ OPT = Family(
     },
     defaults={
         "do_layer_norm_before": True,
+        "max_position_embeddings": 2048,
         "enable_bias": True,
         "layer_norm_elementwise_affine": True,
         "_remove_final_layer_norm": False,
@@ -77,4 +79,23 @@ OPT = Family(
     norm=Norm("layer", eps_key="", eps=1e-5),
     prefix="model.",
     tied={"lm_head.weight": _MODEL + "embed_tokens.weight"},
+)
+
+# opt-350m: norms after each sublayer, and embeddings of another width, projected in and out.
+OPT_POST_NORM = replace(
+    OPT,
+    name="opt_post_norm",
+    when=("!do_layer_norm_before",),
+    axes=OPT.axes_with(
+        Axis("embedding", "word_embed_proj_dim", "hidden", why_not="the width of the embeddings; cut hidden instead")
+    ),
+    tensors={
+        **without(OPT.tensors, _MODEL + "final_layer_norm", "lm_head"),
+        _MODEL + "embed_tokens.weight": Tensor(("vocab", "embedding")),
+        _MODEL + "project_in.weight": Tensor(("hidden", "embedding")),
+        _MODEL + "project_out.weight": Tensor(("embedding", "hidden")),
+        "lm_head.weight": Tensor(("vocab", "embedding"), conditions=("!tie_word_embeddings",)),
+    },
+    taps={**OPT.taps, "head": (Tap("lm_head", "input", "embedding"),)},
+    coupled={"hidden": "heads*head_dim"},
 )

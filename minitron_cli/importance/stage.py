@@ -55,7 +55,7 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
         raise FamilyError(f"{checkpoint.shape.family.name} can be inspected but not scored or pruned yet.")
     dataset = TokenDataset(config.data)
     split = dataset.split("train")
-    require_same_tokenizer(dataset, {"the checkpoint": checkpoint.path})
+    require_same_tokenizer(dataset, {"the checkpoint": config.checkpoint})
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     inputs = {"checkpoint": fingerprint(checkpoint.path), "data": fingerprint(config.data)}

@@ -11,9 +11,14 @@ from typing import Any
 import torch
 
 
+def backbone_of(model: Any) -> Any:
+    """The module whose output the head takes: most often the base model, in OPT the decoder inside it."""
+    return model.get_decoder()
+
+
 def backbone_output(model: Any, ids: torch.Tensor) -> Any:
     """The output of the model without its head for (batch, seq) ids; `.last_hidden_state` is (batch, seq, hidden)."""
-    return model.base_model(input_ids=ids, use_cache=False)
+    return backbone_of(model)(input_ids=ids, use_cache=False)
 
 
 class Head:
@@ -33,7 +38,7 @@ class Head:
         """(tokens, hidden) to (tokens, vocab) logits in fp32; gradients flow to `hidden` and the head's weights."""
         finished = self._kind(last_hidden_state=hidden[None], **self._rest)
         placeholder = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        backbone = self.model.base_model
+        backbone = backbone_of(self.model)
         backbone.forward = lambda *args, **kwargs: finished
         try:
             logits: torch.Tensor = self.model(input_ids=placeholder, use_cache=False).logits

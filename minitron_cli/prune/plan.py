@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from minitron_cli.checkpoint.rotary import choose, retuned, rope_types, turning
+from minitron_cli.checkpoint.rotary import choose, retuned
 from minitron_cli.checkpoint.surgery import Indices, Kept, new_config
 from minitron_cli.errors import InputError, ShapeError
-from minitron_cli.families.expression import axes, parse, size
-from minitron_cli.families.schema import Family, formula
 from minitron_cli.importance.layout import Scores
+from minitron_cli.prune.sizes import complete_target
 from minitron_cli.shape import Shape
 
 
@@ -71,97 +70,6 @@ def _nested(units: Any) -> bool:
 
 def _at(units: list[Any], layers: list[int], layer: int | None) -> Any:
     return units[layers.index(layer)] if layer is not None else []
-
-
-def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
-    """New sizes of every axis, derived ones included, checked against the family's rules.
-
-    A smaller `kv_heads` alone takes its query heads along.
-
-    Raises:
-        ShapeError: a size grows, may not be cut, or breaks a divisibility rule of the stock class.
-    """
-    family, old = shape.family, dict(shape.sizes)
-    if family.draft:
-        raise ShapeError(f"{family.name} can be inspected but not pruned yet; its cuts are not proven.")
-    for name, value in target.items():
-        axis = family.axis(name)
-        if not axis.prunable and value != old[name]:
-            raise ShapeError(f"--{name.replace('_', '-')}: {family.name} cannot cut it ({axis.why_not or 'derived'}).")
-        if value > old[name]:
-            raise ShapeError(
-                f"--{name.replace('_', '-')} {value} is larger than the original {old[name]}; pruning only removes."
-            )
-        if value < 1:
-            raise ShapeError(f"--{name.replace('_', '-')} must be at least 1.")
-    sizes = _following(family, old, target)
-    check_rules(family, sizes)
-    check_rotation(shape, sizes)
-    if sizes.get("group", 0) > old.get("group", 0):
-        raise ShapeError(
-            f"{sizes['heads']} heads on {sizes['kv_heads']} KV heads make {sizes['group']} per group; the original "
-            f"has {old['group']}; give --heads {sizes['kv_heads'] * old['group']} or fewer."
-        )
-    for name, value in sizes.items():
-        if value != target.get(name, value):
-            raise ShapeError(f"{family.name} computes {name} {value} from the other sizes, not {target[name]}.")
-        if value > old[name]:
-            raise ShapeError(f"{name} would grow from {old[name]} to {value}: the stock class computes it; cut more.")
-    return sizes
-
-
-def _following(family: Family, old: Mapping[str, int], target: Mapping[str, int]) -> dict[str, int]:
-    """The target with what follows from it: query heads of removed KV heads, coupled and derived axes."""
-    sizes = {**old, **target}
-    if "kv_heads" in target and "heads" not in target:
-        sizes["heads"] = target["kv_heads"] * (old["heads"] // old["kv_heads"])
-    changed = {name for name in sizes if sizes[name] != old[name]}
-    for name, expression in family.coupled.items():
-        if name not in target and changed & axes(parse(expression)):
-            sizes[name] = size(parse(expression), sizes)
-            changed.add(name)
-    # The other way round: a head_dim that the class computes from hidden needs no coupling, only its formula.
-    for axis in family.axes:
-        if not axis.key and isinstance(axis.default, str):
-            sizes[axis.name] = formula(axis.default, sizes)
-    return sizes
-
-
-def check_rules(family: Family, sizes: Mapping[str, int]) -> None:
-    """Divisibility rules of the stock class, and coupled axes.
-
-    Raises:
-        ShapeError: with the rule's source.
-    """
-    for rule in family.divides:
-        divisor = size(parse(rule.divisor), sizes)
-        if divisor and sizes[rule.axis] % divisor:
-            raise ShapeError(
-                f"{rule.axis} {sizes[rule.axis]} is not a multiple of {rule.divisor} {divisor}, and the stock class "
-                f"refuses that ({rule.source})."
-            )
-    for axis, expression in family.coupled.items():
-        if sizes[axis] != size(parse(expression), sizes):
-            raise ShapeError(f"{family.name} computes {axis} = {expression}; cut both so that they agree.")
-
-
-def check_rotation(shape: Shape, sizes: Mapping[str, int]) -> None:
-    """A cut rotary axis: channels turn in pairs, and the rope type must allow another size.
-
-    Raises:
-        ShapeError: otherwise.
-    """
-    rotary = shape.family.rotary
-    if rotary is None or sizes[rotary.axis] == shape.sizes[rotary.axis]:
-        return
-    turn = turning(rotary, shape.config, sizes[rotary.axis])
-    if turn % 2 or not turn:
-        raise ShapeError(f"{rotary.axis} {sizes[rotary.axis]}: {turn} channels would turn, and they turn in pairs.")
-    bad = rope_types(rotary, shape.config) - set(rotary.types)
-    if bad:
-        raise ShapeError(
-            f"{rotary.axis} cannot be cut under rope type '{min(bad)}': its frequencies depend on {rotary.axis} itself."
-        )
 
 
 def make_plan(

@@ -112,7 +112,7 @@ def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
 
 
 def _check_sizes(checkpoint: Checkpoint, target: dict[str, int]) -> None:
-    from minitron_cli.prune.plan import complete_target
+    from minitron_cli.prune.sizes import complete_target
 
     complete_target(checkpoint.shape, target)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from minitron_cli.checkpoint.surgery import new_config
 from minitron_cli.errors import InputError, ShapeError
-from minitron_cli.prune.plan import complete_target
+from minitron_cli.prune.sizes import complete_target
 from minitron_cli.shape import Shape
 
 SMALLEST_SHARE = {"layers": 0.75, "hidden": 0.5, "ffn": 0.25}

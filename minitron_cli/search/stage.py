@@ -77,7 +77,7 @@ def run_search(config: SearchConfig) -> SearchResult:
     scores = load_scores(config.importance, checkpoint.shape, source, config.layer_score)
     dataset = TokenDataset(config.data)
     dataset.split("train"), dataset.split("validation")
-    require_same_tokenizer(dataset, {"the checkpoint": checkpoint.path})
+    require_same_tokenizer(dataset, {"the checkpoint": config.checkpoint})
     pick_device(config.device)
     inputs = {"checkpoint": source, "importance": fingerprint(config.importance), "data": fingerprint(config.data)}
     output = StageOutput(config.out, "search", config, inputs, force=config.force, resumable=True)

@@ -64,6 +64,10 @@ class TokenDataset:
         self.vocab_size: int = self.index["vocab_size"]
         self.tokenizer: str = self.index["tokenizer"]
 
+    def sequences(self, name: str) -> int:
+        """How many sequences a split has; 0 where there is no such split."""
+        return int(self.index["splits"].get(name, {}).get("sequences", 0))
+
     def split(self, name: str) -> Split:
         """Open one split.
 

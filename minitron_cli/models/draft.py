@@ -1,0 +1,264 @@
+"""Draft a family file from a config alone: what the stock class builds decides, and what it cannot decide is marked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from minitron_cli.errors import CheckpointError
+from minitron_cli.families.expression import axes as axes_of
+from minitron_cli.families.expression import parse
+from minitron_cli.families.schema import Divides, Family, Norm, Rotary, Tensor
+from minitron_cli.models.draft_axes import Axes, axis_names, explore, find_axes, pattern_of, patterns
+from minitron_cli.models.draft_fit import Term, fit
+from minitron_cli.models.draft_layers import layer_rules, layer_tags
+from minitron_cli.models.draft_probe import (
+    Config,
+    Observation,
+    Probe,
+    build,
+    cross_check,
+    observe,
+    saved_tensors,
+    stock_values,
+    switches,
+)
+from minitron_cli.models.draft_roles import Roles, dimension, epsilons, find_roles, find_taps
+
+
+NO_DECODER = ("add_cross_attention",)
+"""Switches that make more of a model than a decoder: the family is for configs without."""
+
+
+@dataclass
+class Draft:
+    """A family that explains a config's tensors, and what its author must look at.
+
+    checks: tensor pattern to remarks; notes: remarks on the whole file.
+    """
+
+    family: Family
+    checks: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class World:
+    """One setting of the config's switches: its numeric probe, and the tensors it adds with their conditions."""
+
+    probe: Probe
+    opened: Mapping[str, tuple[Any, str | int]]
+    conditions: Mapping[str, tuple[str, ...]]
+
+
+def draft_family(given: Config) -> Draft:
+    """Draft the family of a config.json.
+
+    Raises:
+        CheckpointError: transformers does not know the type or refuses the config.
+    """
+    values = stock_values(given)
+    first, other_layouts = _worlds(values)
+    base = first[0].probe.base.config
+    axes = find_axes(first[0].probe, first[0].opened, given)
+    roles = find_roles(base)
+    draft = Draft(_skeleton(values, axes), notes=[])
+    tensors: dict[str, Tensor] = {}
+    for number, world in enumerate(first):
+        own = find_roles(world.probe.base.config) if number else roles
+        for pattern in world.conditions:
+            tensors[pattern] = _tensor(draft, pattern, world, axes, own)
+    tags = layer_tags(values, first[0].probe.base, draft.checks)
+    for pattern, have in tags.items():
+        tensors[pattern] = replace(tensors[pattern], tags=have)
+    used = {name for each in tensors.values() for dim in each.dims for name in axes_of(parse(dim))}
+    ordered = _in_saved_order(tensors, first)
+    draft.family = replace(
+        draft.family,
+        axes=axes.declared(used),
+        tensors=ordered,
+        taps=find_taps(roles, ordered),
+        when=(*(f"{key}=={axes.keys[axis]}" for key, axis in axes.equal.items()), *other_layouts),
+        defaults=_defaults(values, axes, ordered),
+        layer_rules=layer_rules(values, draft.notes),
+        divides=_divides(values, axes),
+        coupled={"hidden": "heads*head_dim"} if axes.derives_head_dim and _coupled(ordered, axes, base) else {},
+        norm=_with_eps_key(roles.norm, base),
+        rotary=_rotary(values, axes, draft.notes),
+        tied=_tied(values),
+    )
+    _review(draft, values, first[0].probe)
+    return draft
+
+
+def _skeleton(values: Config, axes: Axes) -> Family:
+    name = re.sub(r"\W", "_", str(values["model_type"]))
+    return Family(name, (str(values["model_type"]),), axes.declared(set()), {}, draft=True)
+
+
+def _worlds(values: dict[str, Any]) -> tuple[list[World], tuple[str, ...]]:
+    """The config as it is, each switch that adds tensors flipped, and conditions for switches that change the layout."""
+    base = observe(values)
+    flipped: dict[str, Observation] = {}
+    for key in switches(values):
+        try:
+            flipped[key] = observe({**values, key: not values[key]}, key)
+        except CheckpointError:
+            continue
+    layouts = {key for key, seen in flipped.items() if key in NO_DECODER or _other_sizes(base, seen)}
+    layouts -= {key for key in NO_DECODER if key in flipped and flipped[key].shapes == base.shapes}
+    plain = {key: seen for key, seen in flipped.items() if key not in layouts}
+    known = patterns(base.shapes).keys()
+    worlds = [_world(values, {pattern: _conditions(values, pattern, plain) for pattern in known})]
+    for key, seen in plain.items():
+        covered = {pattern for world in worlds for pattern in world.conditions}
+        added = patterns(seen.shapes).keys() - covered
+        if added:
+            there = {**values, key: not values[key]}
+            again = {other: _flip(there, other) for other in plain if other != key}
+            own = {key: base, **{other: each for other, each in again.items() if each is not None}}
+            worlds.append(_world(there, {pattern: _conditions(there, pattern, own) for pattern in sorted(added)}))
+    return worlds, tuple(key if values[key] else f"!{key}" for key in sorted(layouts))
+
+
+def _world(values: dict[str, Any], conditions: Mapping[str, tuple[str, ...]]) -> World:
+    found, opened = explore(values)
+    return World(found, opened, conditions)
+
+
+def _flip(values: dict[str, Any], key: str) -> Observation | None:
+    try:
+        return observe({**values, key: not values[key]}, key)
+    except CheckpointError:
+        return None
+
+
+def _other_sizes(base: Observation, seen: Observation) -> bool:
+    return any(seen.shapes.get(name, shape) != shape for name, shape in base.shapes.items())
+
+
+def _conditions(values: Config, pattern: str, flipped: Mapping[str, Observation]) -> tuple[str, ...]:
+    """The switches without which the pattern is gone."""
+    return tuple(
+        key if values[key] else f"!{key}"
+        for key, seen in flipped.items()
+        if pattern not in patterns(seen.shapes)
+    )
+
+
+def _tensor(draft: Draft, pattern: str, world: World, axes: Axes, roles: Roles) -> Tensor:
+    """One tensor's declaration; what is undecided goes into the draft's checks."""
+    remarks: list[str] = []
+    # A switch may have closed a null that the first world opened: such observations say nothing about that axis.
+    usable = [seen for seen in world.probe.observations if all(seen.config.get(key) for key in axes.keys.values())]
+    entries = [patterns(seen.shapes).get(pattern, []) for seen in usable]
+    shapes = [each[0][1] for each in entries if each]
+    sizes = [axes.sizes(seen.config) for seen, each in zip(usable, entries, strict=True) if each]
+    if any(shape != each[0][1] for each in entries for _, shape in each):
+        remarks.append("its size differs between layers; this is the first layer's")
+    dims = []
+    for number in range(len(shapes[0])):
+        found = fit([shape[number] for shape in shapes], sizes)
+        if not found:
+            remarks.append(f"no expression reproduces dimension {number}; {shapes[0][number]} is its size here")
+            found = [(Term((), shapes[0][number]),)]
+        dims.append(dimension(found, pattern, number, axes, roles, remarks))
+    role, norm = roles.of(pattern, tuple(dims), remarks)
+    if remarks:
+        draft.checks[pattern] = remarks
+    return Tensor(tuple(dims), (), world.conditions[pattern], role, norm)
+
+
+def _in_saved_order(tensors: Mapping[str, Tensor], worlds: list[World]) -> dict[str, Tensor]:
+    """Patterns in the order of the model's modules; those of flipped switches after their neighbour of that model."""
+    order: list[str] = []
+    for world in worlds:
+        before = -1
+        for name in saved_tensors(build(world.probe.base.config)):
+            pattern = pattern_of(name)[0]
+            if pattern not in order:
+                order.insert(before + 1, pattern)
+            before = order.index(pattern)
+    return {pattern: tensors[pattern] for pattern in order if pattern in tensors}
+
+
+def _defaults(values: Config, axes: Axes, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Field defaults of the stock class under the keys that decide about tensors."""
+    keys = dict.fromkeys(each.lstrip("!") for tensor in tensors.values() for each in tensor.conditions)
+    # The class's own defaults; where it cannot stand without arguments, this config's values are the best guess.
+    try:
+        stock = stock_values({"model_type": values["model_type"]})
+    except CheckpointError:
+        stock = dict(values)
+    return {**{key: stock[key] for key in keys if key in stock}, **axes.constants}
+
+
+def _divides(values: Config, axes: Axes) -> tuple[Divides, ...]:
+    """Rules of divisibility, each with the words in which the stock class refuses a size that breaks it."""
+    found = []
+    sizes = axes.sizes(values)
+    if "kv_heads" in axes.keys:
+        found.append(Divides("heads", "kv_heads", "CHECK: the line that repeats keys and values per group of queries"))
+    hidden, heads = axes.keys.get("hidden"), axes.keys.get("heads")
+    if hidden and heads:
+        try:
+            build({**values, hidden: sizes["hidden"] // sizes["heads"] * sizes["heads"] + 1})
+        except CheckpointError as error:
+            found.append(Divides("hidden", "heads", f"CHECK: {error}"[:200]))
+    return tuple(found)
+
+
+def _coupled(tensors: Mapping[str, Tensor], axes: Axes, base: Config) -> bool:
+    """Whether matrices of hidden x hidden stand for hidden x heads*head_dim."""
+    return any("head_dim" in dim for tensor in tensors.values() for dim in tensor.dims)
+
+
+def _with_eps_key(norm: Norm, values: Config) -> Norm:
+    """The config key that holds the epsilon the modules have, found by changing it."""
+    for key, value in values.items():
+        if isinstance(value, float) and "eps" in key and 0.125 in epsilons(build({**values, key: 0.125})):
+            return replace(norm, eps_key=key)
+    return norm
+
+
+def _rotary(values: Config, axes: Axes, notes: list[str]) -> Rotary | None:
+    names = {name: each for name, each in build(values).named_buffers() if name.endswith("inv_freq")}
+    if not names:
+        return None
+    notes.append("rotary: read in the stock class whether rotation pairs halves or neighbours, and its legacy keys")
+    turning = 2 * next(iter(names.values())).shape[-1]
+    size = axes.sizes(values).get("head_dim", turning) if all(values.get(k) for k in axes.keys.values()) else turning
+    if turning != size:
+        notes.append(f"rotary: {turning} of {size} channels turn; name the key that says so")
+        return Rotary(fraction=turning / size, fraction_key="partial_rotary_factor")
+    return Rotary()
+
+
+def _tied(values: Config) -> dict[str, str]:
+    if not isinstance(values.get("tie_word_embeddings"), bool):
+        return {}
+    try:
+        model = build({**values, "tie_word_embeddings": True})
+        free = build({**values, "tie_word_embeddings": False})
+    except CheckpointError:
+        return {}
+    memory = getattr(model, "all_tied_weights_keys", None) or {}
+    on_disk = {id(tensor): name for name, tensor in saved_tensors(free).items()}
+    named = {name: on_disk.get(id(tensor), name) for name, tensor in free.state_dict(keep_vars=True).items()}
+    return {named.get(copy, copy): named.get(source, source) for copy, source in memory.items()}
+
+
+def _review(draft: Draft, values: Config, first: Probe) -> None:
+    """Hold the draft against the stock class; what still differs, and what was not tried, becomes a remark."""
+    try:
+        result = cross_check(draft.family, {key: value for key, value in values.items()})
+    except CheckpointError as error:
+        draft.notes.append(f"not compared with the stock class: {error}")
+        return
+    for line in result.disagreements[:5]:
+        draft.notes.append(f"disagrees: {line}")
+    sizes = [key for key in first.skipped if key in axis_names(values)]
+    for key in sizes:
+        draft.notes.append(f"{key} could not be changed alone ({first.skipped[key]})")
