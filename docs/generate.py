@@ -42,6 +42,8 @@ def walk(command: Any, name: str = "minitron") -> Iterator[tuple[str, Any]]:
     if children is None:
         yield name, command
         return
+    if command.invoke_without_command:  # a group that does something on its own
+        yield name, command
     for word, child in children.items():
         yield from walk(child, f"{name} {word}")
 

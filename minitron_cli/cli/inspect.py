@@ -1,16 +1,14 @@
-"""`minitron inspect`, `verify`, `families`, `doctor`: look, never write."""
+"""`minitron inspect`, `verify`, `doctor`: look, never write."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from minitron_cli.cli import families
 from minitron_cli.cli.run import execute
-
-Ref = Annotated[str, typer.Argument(help="Checkpoint: directory, Hub id or builtin:tiny-py.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no messages.")]
+from minitron_cli.cli.words import Json, Quiet, Ref
 
 
 def inspect(checkpoint: Ref, json: Json = False, quiet: Quiet = False) -> None:
@@ -56,32 +54,6 @@ def verify(checkpoint: Ref, json: Json = False, quiet: Quiet = False) -> None:
     execute(body, quiet=quiet, as_json=json, show=show)
 
 
-def families(json: Json = False, quiet: Quiet = False) -> None:
-    """What is supported, per axis."""
-
-    def body() -> dict[str, Any]:
-        from minitron_cli.families import FAMILIES
-
-        return {
-            "families": [
-                {
-                    "name": family.name,
-                    "model_types": list(family.model_types),
-                    "axes": [] if family.draft else [axis.name for axis in family.axes if axis.prunable],
-                }
-                for family in FAMILIES
-            ]
-        }
-
-    def show(found: dict[str, Any]) -> str:
-        width = max(len(family["name"]) for family in found["families"])
-        return "\n".join(
-            f"{family['name']:<{width}}  {', '.join(family['axes']) or 'inspect only'}" for family in found["families"]
-        )
-
-    execute(body, quiet=quiet, as_json=json, show=show)
-
-
 def doctor(json: Json = False, quiet: Quiet = False) -> None:
     """Versions, devices, memory and disk."""
 
@@ -95,5 +67,7 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (inspect, verify, families, doctor):
-        app.command()(command)
+    app.command()(inspect)
+    app.command()(verify)
+    families.register(app)
+    app.command()(doctor)

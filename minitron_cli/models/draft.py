@@ -83,10 +83,10 @@ def draft_family(given: Config) -> Draft:
         when=(*(f"{key}=={axes.keys[axis]}" for key, axis in axes.equal.items()), *other_layouts),
         defaults=_defaults(values, axes, ordered),
         layer_rules=layer_rules(values, draft.notes),
-        divides=_divides(values, axes),
-        coupled={"hidden": "heads*head_dim"} if axes.derives_head_dim and _coupled(ordered, axes, base) else {},
+        divides=_divides(base, axes),
+        coupled={"hidden": "heads*head_dim"} if axes.derives_head_dim and "head_dim" in used else {},
         norm=_with_eps_key(roles.norm, base),
-        rotary=_rotary(values, axes, draft.notes),
+        rotary=_rotary(base, axes, draft.notes),
         tied=_tied(values),
     )
     _review(draft, values, first[0].probe)
@@ -108,6 +108,9 @@ def _worlds(values: dict[str, Any]) -> tuple[list[World], tuple[str, ...]]:
         except CheckpointError:
             continue
     layouts = {key for key, seen in flipped.items() if key in NO_DECODER or _other_sizes(base, seen)}
+    if "experts" not in _held_axes(values):
+        # A second index that counts no experts (a norm per head): tensors that no table can name.
+        layouts |= {key for key, seen in flipped.items() if any("{expert}" in each for each in patterns(seen.shapes))}
     layouts -= {key for key in NO_DECODER if key in flipped and flipped[key].shapes == base.shapes}
     plain = {key: seen for key, seen in flipped.items() if key not in layouts}
     known = patterns(base.shapes).keys()
@@ -121,6 +124,11 @@ def _worlds(values: dict[str, Any]) -> tuple[list[World], tuple[str, ...]]:
             own = {key: base, **{other: each for other, each in again.items() if each is not None}}
             worlds.append(_world(there, {pattern: _conditions(there, pattern, own) for pattern in sorted(added)}))
     return worlds, tuple(key if values[key] else f"!{key}" for key in sorted(layouts))
+
+
+def _held_axes(values: Config) -> set[str]:
+    names = axis_names(values)
+    return {names[key] for key, value in values.items() if key in names and type(value) is int}
 
 
 def _world(values: dict[str, Any], conditions: Mapping[str, tuple[str, ...]]) -> World:
@@ -206,13 +214,9 @@ def _divides(values: Config, axes: Axes) -> tuple[Divides, ...]:
         try:
             build({**values, hidden: sizes["hidden"] // sizes["heads"] * sizes["heads"] + 1})
         except CheckpointError as error:
-            found.append(Divides("hidden", "heads", f"CHECK: {error}"[:200]))
+            words = str(error).partition(": ")[2]
+            found.append(Divides("hidden", "heads", f"CHECK: {words}"[:200]))
     return tuple(found)
-
-
-def _coupled(tensors: Mapping[str, Tensor], axes: Axes, base: Config) -> bool:
-    """Whether matrices of hidden x hidden stand for hidden x heads*head_dim."""
-    return any("head_dim" in dim for tensor in tensors.values() for dim in tensor.dims)
 
 
 def _with_eps_key(norm: Norm, values: Config) -> Norm:
@@ -229,7 +233,7 @@ def _rotary(values: Config, axes: Axes, notes: list[str]) -> Rotary | None:
         return None
     notes.append("rotary: read in the stock class whether rotation pairs halves or neighbours, and its legacy keys")
     turning = 2 * next(iter(names.values())).shape[-1]
-    size = axes.sizes(values).get("head_dim", turning) if all(values.get(k) for k in axes.keys.values()) else turning
+    size = axes.sizes(values).get("head_dim", turning)
     if turning != size:
         notes.append(f"rotary: {turning} of {size} channels turn; name the key that says so")
         return Rotary(fraction=turning / size, fraction_key="partial_rotary_factor")
@@ -253,8 +257,8 @@ def _tied(values: Config) -> dict[str, str]:
 def _review(draft: Draft, values: Config, first: Probe) -> None:
     """Hold the draft against the stock class; what still differs, and what was not tried, becomes a remark."""
     try:
-        result = cross_check(draft.family, {key: value for key, value in values.items()})
-    except CheckpointError as error:
+        result = cross_check(draft.family, values)
+    except (CheckpointError, KeyError) as error:
         draft.notes.append(f"not compared with the stock class: {error}")
         return
     for line in result.disagreements[:5]:

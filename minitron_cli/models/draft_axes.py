@@ -95,6 +95,7 @@ class Axes:
         if "kv_heads" in self.keys:
             found.append(Axis("group", default="heads // kv_heads", within="kv_heads", per_layer=True))
         elif "heads" in self.keys:
+            # One KV head per query head, unless a dimension says otherwise: they leave together.
             found.append(Axis("kv_heads", default="heads", prunable=True))
         if "v_head_dim" in used and "v_head_dim" not in self.keys:
             within = "kv_heads" if "kv_heads" in self.keys else "heads"
@@ -172,6 +173,10 @@ def find_axes(found: Probe, opened: Mapping[str, tuple[Any, str | int]], given: 
             axes.equal[key] = partner
             continue
         axes.keys[names.get(key, key)] = key
+    # A class may count its layers by a list and ignore the number (the review then says so).
+    fallback = next((key for key in COMMON_KEYS["layers"] if key in found.base.config), "")
+    if fallback:
+        axes.keys.setdefault("layers", fallback)
     order = {axis: place for place, axis in enumerate(COMMON_KEYS)}
     axes.keys = dict(sorted(axes.keys.items(), key=lambda item: order.get(item[0], len(order))))
     sizes = {axis: int(found.base.config[key]) for axis, key in axes.keys.items()}
@@ -180,7 +185,27 @@ def find_axes(found: Probe, opened: Mapping[str, tuple[Any, str | int]], given: 
             axes.defaults[axis] = opened[key][1]
         else:
             _absent(axes, axis, key, found.base.config, sizes)
+            _null(axes, axis, key, found.base, sizes)
     return axes
+
+
+def _null(axes: Axes, axis: str, key: str, base: Observation, sizes: Mapping[str, int]) -> None:
+    """What the stock class computes from an explicit null."""
+    if axis not in ("kv_heads", "head_dim", "ffn") or axis in axes.defaults:
+        return
+    try:
+        seen = observe({**base.config, key: None})
+    except CheckpointError:
+        return
+    others = {name: each for name, each in sizes.items() if name != axis}
+    value = sizes[axis]
+    for name, shape in base.shapes.items():
+        for was, now in zip(shape, seen.shapes.get(name, ()), strict=False):
+            if was != now and was % value == 0 and now % (was // value) == 0:
+                text = as_formula(now // (was // value), others)
+                if isinstance(text, str):
+                    axes.defaults[axis] = text
+                return
 
 
 def _absent(axes: Axes, axis: str, key: str, config: Config, sizes: Mapping[str, int]) -> None:
