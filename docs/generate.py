@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the command line itself: `python -m docs.generate`; `--check` only compares."""
+"""Write what the docs say of commands and families from the code: `python -m docs.generate`; `--check` only compares."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import typer.main
 
+from docs.families import between_marks, matrix
 from minitron_cli.cli.app import app
 
 PAGE = Path(__file__).with_name("cli.md")
@@ -113,14 +114,19 @@ def _first(text: str) -> str:
     return " ".join(text.split()).split(". ")[0].rstrip(".")
 
 
+def pages() -> dict[Path, str]:
+    """Every generated file and its text; the README is generated between two marks only."""
+    readme = Path(__file__).parents[1] / "README.md"
+    return {PAGE: page(), readme: between_marks(readme.read_text("utf-8"), matrix())}
+
+
 def main() -> None:
-    """Write the page, or with --check fail where the one on disk differs."""
-    text = page()
-    if "--check" in sys.argv[1:]:
-        if not PAGE.exists() or PAGE.read_text("utf-8") != text:
-            raise SystemExit("docs/cli.md is out of date; run `make docs`.")
-        return
-    PAGE.write_text(text, "utf-8")
+    """Write the pages, or with --check fail where one on disk differs."""
+    for path, text in pages().items():
+        if "--check" not in sys.argv[1:]:
+            path.write_text(text, "utf-8")
+        elif not path.exists() or path.read_text("utf-8") != text:
+            raise SystemExit(f"{path.name} is out of date; run `make docs`.")
 
 
 if __name__ == "__main__":

@@ -94,4 +94,7 @@ def family_for(config: Mapping[str, Any]) -> Family:
         layouts = "; ".join(" and ".join(family.when) for family in variants)
         raise FamilyError(f"This {model_type} config has a layout that no family file explains (known: {layouts}).")
     known = ", ".join(sorted(name for family in FAMILIES if not family.draft for name in family.model_types))
-    raise FamilyError(f"No family file explains model_type {model_type!r}; minitron prunes: {known}.")
+    raise FamilyError(
+        f"No family file explains model_type {model_type!r} (minitron prunes: {known}); draft a family file with "
+        "`minitron families draft CKPT`."
+    )

@@ -13,7 +13,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.errors import FamilyError, RunError
 from minitron_cli.importance.collect import Calibration
-from minitron_cli.importance.layout import SCORES
+from minitron_cli.importance.layout import SCORES, scored_axes
 from minitron_cli.importance.weights import weight_norm_scores
 from minitron_cli.manifest import StageOutput, fingerprint, require_disk
 from minitron_cli.models.load import load_model
@@ -71,10 +71,10 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
         calibration.restore()
         calibration.sweep()
         calibration.layer_losses()
-        from_weights = weight_norm_scores(checkpoint)
+        scores = calibration.scores()
         # Axes that no activation shows (rotary pairs, query and key channels) are ranked by weights.
-        unheard = {name: values for name, values in from_weights.items() if name != "layers"}
-        scores = {**unheard, **calibration.scores()}
+        unheard = [axis.name for axis in scored_axes(checkpoint.shape) if axis.name not in scores]
+        scores |= weight_norm_scores(checkpoint, only=unheard)
         for name, values in scores.items():
             if not (values == values).all():
                 raise RunError(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from minitron_cli.errors import CheckpointError
+from minitron_cli.errors import CheckpointError, ShapeError
 from minitron_cli.families.expression import axes as axes_of
 from minitron_cli.families.expression import parse
 from minitron_cli.families.schema import Divides, Family, Norm, Rotary, Tensor
@@ -160,7 +160,7 @@ def _tensor(draft: Draft, pattern: str, world: World, axes: Axes, roles: Roles) 
     """One tensor's declaration; what is undecided goes into the draft's checks."""
     remarks: list[str] = []
     # A switch may have closed a null that the first world opened: such observations say nothing about that axis.
-    usable = [seen for seen in world.probe.observations if all(seen.config.get(key) for key in axes.keys.values())]
+    usable = [seen for seen in world.probe.observations if all(seen.config.get(key) for axis, key in axes.keys.items() if axis != "layers")]
     entries = [patterns(seen.shapes).get(pattern, []) for seen in usable]
     shapes = [each[0][1] for each in entries if each]
     sizes = [axes.sizes(seen.config) for seen, each in zip(usable, entries, strict=True) if each]
@@ -258,7 +258,7 @@ def _review(draft: Draft, values: Config, first: Probe) -> None:
     """Hold the draft against the stock class; what still differs, and what was not tried, becomes a remark."""
     try:
         result = cross_check(draft.family, values)
-    except (CheckpointError, KeyError) as error:
+    except (CheckpointError, ShapeError, KeyError) as error:
         draft.notes.append(f"not compared with the stock class: {error}")
         return
     for line in result.disagreements[:5]:

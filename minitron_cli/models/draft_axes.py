@@ -175,11 +175,10 @@ def find_axes(found: Probe, opened: Mapping[str, tuple[Any, str | int]], given: 
         axes.keys[names.get(key, key)] = key
     # A class may count its layers by a list and ignore the number (the review then says so).
     fallback = next((key for key in COMMON_KEYS["layers"] if key in found.base.config), "")
-    if fallback:
-        axes.keys.setdefault("layers", fallback)
+    axes.keys.setdefault("layers", fallback or COMMON_KEYS["layers"][0])
     order = {axis: place for place, axis in enumerate(COMMON_KEYS)}
     axes.keys = dict(sorted(axes.keys.items(), key=lambda item: order.get(item[0], len(order))))
-    sizes = {axis: int(found.base.config[key]) for axis, key in axes.keys.items()}
+    sizes = {axis: int(found.base.config[key]) for axis, key in axes.keys.items() if key in found.base.config}
     for axis, key in axes.keys.items():
         if key in opened:
             axes.defaults[axis] = opened[key][1]
@@ -212,23 +211,24 @@ def _absent(axes: Axes, axis: str, key: str, config: Config, sizes: Mapping[str,
     """What the stock class takes where the key is absent: a formula (it moves with others) or a field default."""
     if axis not in ("kv_heads", "head_dim"):  # configs always give the others
         return
-    try:
-        value = getattr(stock_config({name: each for name, each in config.items() if name != key}), key, None)
-    except CheckpointError:  # the class computes a value that its own checks refuse here: nothing to learn
-        return
+    wider = dict(config)
+    for other, factor in (("hidden", 4), ("heads", 2)):
+        if other in axes.keys:
+            wider[axes.keys[other]] = config[axes.keys[other]] * factor
+    value = _without(config, key)
     if type(value) is not int:
         return
-    others = {name: each for name, each in sizes.items() if name != axis}
-    text = as_formula(value, others)
-    if isinstance(text, str) and value != _field_default(config, key):
+    text = as_formula(value, {name: each for name, each in sizes.items() if name != axis})
+    if value != _without(wider, key) and isinstance(text, str):
         axes.defaults[axis] = text
     else:
         axes.constants[key] = value
 
 
-def _field_default(config: Config, key: str) -> Any:
+def _without(config: Config, key: str) -> Any:
+    """What the config class fills in where the key is absent; None where it then refuses its own value."""
     try:
-        return getattr(stock_config({"model_type": config["model_type"]}), key, None)
+        return getattr(stock_config({name: each for name, each in config.items() if name != key}), key, None)
     except CheckpointError:
         return None
 

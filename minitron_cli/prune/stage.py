@@ -107,7 +107,8 @@ def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
         ranked_by = f"importance {config.importance}"
     else:
         say("No --importance given: units are ranked by weight norms.")
-        scores, ranked_by = weight_norm_scores(checkpoint), "weight norms"
+        with Progress("weight norms", len(checkpoint.declared), "tensors") as progress:
+            scores, ranked_by = weight_norm_scores(checkpoint, on_tensor=progress.advance), "weight norms"
     return make_plan(checkpoint.shape, scores, target, ranked_by=ranked_by, drop_layers=config.drop_layers)
 
 

@@ -78,12 +78,17 @@ class Progress:
         fresh = self.done - self.start
         left = (self.total - self.done) * elapsed / fresh if fresh else 0.0
         share = 100 * self.done / self.total if self.total else 100.0
-        parts = [f"{self.title}  {self.done}/{self.total} {self.unit}  {share:.0f}%"]
+        parts = [f"{self.title}  {self._count()}  {share:.0f}%"]
         if fresh:
             parts += [f"{quantity(self.rated / elapsed)} {self.rate_unit}/s", f"{duration(left)} left"]
         if self.note:
             parts.append(self.note)
         return "  ".join(parts)
+
+    def _count(self) -> str:
+        """`120/400 steps`, `510M/715M bytes`."""
+        shown = str if self.total < 1_000_000 else quantity
+        return f"{shown(self.done)}/{shown(self.total)} {self.unit}"
 
     def _print(self) -> None:
         if _quiet:
@@ -101,7 +106,7 @@ class Progress:
         rate = f"  {quantity(self.rated / max(elapsed, 1e-9))} {self.rate_unit}/s" if self.done > self.start else ""
         end = "\r\x1b[K" if self.live else ""
         tail = f"  {self.note}" if self.note else ""
-        say(f"{end}{self.title}  {self.done}/{self.total} {self.unit} in {duration(elapsed)}{rate}{tail}")
+        say(f"{end}{self.title}  {self._count()} in {duration(elapsed)}{rate}{tail}")
 
     def __enter__(self) -> Self:
         return self
