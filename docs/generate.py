@@ -1,4 +1,4 @@
-"""Write what the docs say of commands and families from the code: `python -m docs.generate`; `--check` only compares."""
+"""Write what the docs say of commands and families from the code: `python -m docs.generate` (`--check` compares)."""
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ CONTRACT = {
 
 
 def load_generator() -> Any:
-    """docs/generate.py as a module."""
+    """docs/generate.py as a module; it imports its neighbours as `docs.NAME`."""
+    sys.path.insert(0, str(HERE.parent))
     spec = importlib.util.spec_from_file_location("docs_generate", HERE.parent / "docs" / "generate.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -10,7 +10,10 @@ from minitron_cli.errors import CheckpointError
 BUILTIN = "builtin:"
 """`builtin:tiny-py` is the small teacher that comes with the installation."""
 
-WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+WANTED = [
+    *("*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"),
+    *("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*"),
+]
 
 
 def is_local(reference: str) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from minitron_cli.checkpoint.hub import resolve
-from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint, read_config
-from minitron_cli.shape import Shape
+from minitron_cli.checkpoint.multimodal import SHARED_AXES, TextPart, is_wrapped, open_checkpoint, open_shape
+from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, quantisation
 
 
 def inspect_checkpoint(reference: str) -> dict[str, Any]:
@@ -16,12 +16,22 @@ def inspect_checkpoint(reference: str) -> dict[str, Any]:
         UserError: not a checkpoint, unknown family, or weights that do not match the config.
     """
     path = resolve(reference, config_only=True)
-    shape = Shape.of(read_config(path))
+    shape = open_shape(path)
+    axes = [] if shape.family.draft else [axis.name for axis in shape.family.axes if axis.prunable]
     notes = []
+    if is_wrapped(path):
+        notes.append("the text part of a multimodal checkpoint; `prune --text-only` extracts it and cuts every axis")
+        axes = [axis for axis in axes if axis not in SHARED_AXES]
+    method = quantisation(shape.config)
+    if method is not None:
+        notes.append(f"quantised ({method}): counted as unpacked, from config.json; cuts need the bf16 checkpoint")
     if (path / WEIGHTS).exists() or (path / INDEX).exists():
-        checkpoint = Checkpoint(path)
-        _ = checkpoint.declared
-        nbytes = checkpoint.nbytes
+        checkpoint = open_checkpoint(path)
+        if method is None:
+            _ = checkpoint.declared
+        shape, nbytes = checkpoint.shape, checkpoint.nbytes
+        if isinstance(checkpoint, TextPart):
+            notes.append(f"{checkpoint.params_outside:,} parameters lie outside the text part")
         notes += [f"{count} tensors: {notice}" for notice, count in checkpoint.dropped().items()]
     else:
         nbytes = shape.params * shape.dtype_bytes()
@@ -35,6 +45,6 @@ def inspect_checkpoint(reference: str) -> dict[str, Any]:
         "shape": shape.shown(),
         "bytes": nbytes,
         "kv_bytes_per_token": shape.kv_bytes_per_token(),
-        "axes": [] if family.draft else [axis.name for axis in family.axes if axis.prunable],
+        "axes": axes,
         "notes": notes,
     }

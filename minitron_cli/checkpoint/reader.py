@@ -27,6 +27,14 @@ TORCH_DTYPES = {
 }  # fmt: skip
 
 
+PLAIN = {"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"}
+"""Types of weights and buffers that hold one number per element."""
+PACKED = re.compile(
+    r"(\.weight_scale(_inv|_2)?|\.weight_packed|\.qweight|\.qzeros|\.(absmax|quant_map)|_blocks|_scales)$"
+)
+"""Ends of names that quantisers write."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One tensor on disk; `offsets` are absolute byte positions in `file`."""
@@ -60,6 +68,14 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def quantisation(config: Mapping[str, Any]) -> str | None:
+    """How config.json says the weights are quantised ("fp8"); None where it says nothing."""
+    section = config.get("quantization_config")
+    if not isinstance(section, Mapping) or not section:
+        return None
+    return str(section.get("quant_method") or "unnamed method")
+
+
 def read_header(file: Path) -> list[Entry]:
     """The entries of one safetensors file, checked against its length.
 
@@ -89,6 +105,13 @@ def read_header(file: Path) -> list[Entry]:
     return entries
 
 
+def read_entry(entry: Entry) -> torch.Tensor:
+    """One tensor, in its own dtype, on the CPU."""
+    with safe_open(entry.file, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(entry.name)
+    return tensor
+
+
 class Checkpoint:
     """A local checkpoint directory with weights.
 
@@ -105,11 +128,14 @@ class Checkpoint:
             FamilyError, ShapeError: from the config.
         """
         self.path = path
-        self.config = read_config(path)
+        self.config = self._read_config()
         self.shape = Shape.of(self.config)
         self.entries: Mapping[str, Entry] = self._by_declared_name(
             [entry for file in self._files() for entry in read_header(file)]
         )
+
+    def _read_config(self) -> dict[str, Any]:
+        return read_config(self.path)
 
     def _by_declared_name(self, entries: list[Entry]) -> dict[str, Entry]:
         """Entries under the names the family declares; published files may lack its module prefix throughout."""
@@ -138,6 +164,24 @@ class Checkpoint:
             )
         raise CheckpointError(f"{self.path} has a config.json but no safetensors weights.")
 
+    def require_unquantised(self) -> None:
+        """Insist on plain weights: packed values cannot be cut, scored or trained.
+
+        Raises:
+            CheckpointError: config.json says that they are quantised, or the files do.
+        """
+        method = quantisation(self.config)
+        if method is None:
+            # Masks of legacy files are bytes too, and mean nothing.
+            odd = (each for each in self.entries.values() if each.dtype not in PLAIN or PACKED.search(each.name))
+            found = next((each for each in odd if not self._skipped(each.name)), None)
+            method = None if found is None else f"{found.dtype} {found.name}"
+        if method is not None:
+            raise CheckpointError(
+                f"{self.path} holds quantised weights ({method}), which cannot be cut; take the bf16 checkpoint of the "
+                "same model, or dequantise this one to bf16 first."
+            )
+
     @cached_property
     def declared(self) -> dict[str, tuple[Tensor, int | None]]:
         """Each tensor on disk with its declaration and layer, checked in both directions.
@@ -145,8 +189,10 @@ class Checkpoint:
         Ignored, dropped and tied-copy tensors are left out.
 
         Raises:
+            CheckpointError: the weights are quantised.
             FamilyError: a tensor is undeclared, missing, or has another size than the config says.
         """
+        self.require_unquantised()
         family, sizes = self.shape.family, self.shape.sizes
         expected = {name: (tensor, layer) for name, tensor, layer in family.expected(self.config)}
         for name, (tensor, _) in expected.items():
@@ -182,9 +228,7 @@ class Checkpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, in its own dtype, on the CPU."""
-        with safe_open(self.entries[name].file, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(self.entries[name].name)
-        return tensor
+        return read_entry(self.entries[name])
 
     @property
     def nbytes(self) -> int:

@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
+from minitron_cli.checkpoint.companions import check_companions
+from minitron_cli.checkpoint.multimodal import check_wrapped, is_wrapped, open_checkpoint
 from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.serving import serving_warnings
 from minitron_cli.errors import CheckpointError
+
+CHUNK = 1 << 22
+"""Elements looked at in one go: memory is this, not the largest tensor."""
 
 
 def check_structure(path: Path, *, expected_params: int | None = None) -> int:
@@ -21,6 +28,8 @@ def check_structure(path: Path, *, expected_params: int | None = None) -> int:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if is_wrapped(path):
+        return check_wrapped(path, expected_params=expected_params)
     checkpoint = Checkpoint(path)
     _ = checkpoint.declared
     with torch.device("meta"):
@@ -41,42 +50,69 @@ def check_structure(path: Path, *, expected_params: int | None = None) -> int:
     return params
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Open with stock transformers, run one forward pass, check tokenizer and special tokens.
-
-    Returns a dictionary of findings: `params`, `loads`, `finite`, `warnings`.
+def check_contents(path: Path, *, source: Path | None = None) -> None:
+    """Read back what was written: every value of every tensor is finite, and the companions of `source` came along.
 
     Raises:
-        CheckpointError: it does not load or its outputs are not finite.
+        CheckpointError: it names the first tensor that holds NaN or infinity, or the file that is missing.
     """
-    from minitron_cli.models.load import load_model
+    for file in sorted(path.glob("*.safetensors")):
+        check_finite(file)
+    if source is not None:
+        check_companions(source, path)
 
+
+def check_finite(file: Path) -> None:
+    """Look at every value of one safetensors file, a bounded number at a time.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity.
+    """
+    # The file is mapped, so a tensor costs its pages, which the system may drop again.
+    with safe_open(file, framework="pt") as opened:
+        for name in opened.keys():  # noqa: SIM118  (not a dictionary)
+            tensor = opened.get_tensor(name)
+            if not tensor.dtype.is_floating_point:
+                continue
+            for chunk in tensor.flatten().split(CHUNK):
+                # One-byte floats have no isfinite of their own.
+                if not bool(torch.isfinite(chunk if chunk.itemsize > 1 else chunk.float()).all()):
+                    raise CheckpointError(
+                        f"{name} in {file} holds values that are not finite; the weights are damaged, or overflowed in "
+                        f"{str(tensor.dtype).removeprefix('torch.')}."
+                    )
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Is it whole, does the stock class load and run it, and what will trouble serving?
+
+    Every value is read once, streamed. The forward pass needs the whole model in memory; where that does not fit it is
+    left out, and `ran` says so.
+
+    Returns a dictionary of findings: `params`, `loads`, `finite`, `ran`, `warnings`.
+
+    Raises:
+        CheckpointError: it is not whole, does not load, or its values or outputs are not finite.
+    """
     params = check_structure(path)
-    model = load_model(path, device=torch.device("cpu"), dtype=torch.float32)
+    check_contents(path)
+    checkpoint = open_checkpoint(path)
+    ran = _run_once(path, checkpoint)
+    warnings = serving_warnings(checkpoint.shape, path)
+    return {"path": str(path), "params": params, "loads": True, "finite": True, "ran": ran, "warnings": warnings}
+
+
+def _run_once(path: Path, checkpoint: Checkpoint) -> bool:
+    from minitron_cli.models.load import load_model
+    from minitron_cli.runtime.memory import available_bytes
+
+    device = torch.device("cpu")
+    # The weights in fp32, and once more while they are converted.
+    if checkpoint.shape.params * 4 + checkpoint.nbytes > available_bytes(device) // 2:
+        return False
+    model = load_model(path, device=device, dtype=torch.float32)
     with torch.inference_mode():
-        logits = model(torch.arange(8).remainder(model.config.vocab_size)[None]).logits
+        logits = model(torch.arange(8).remainder(checkpoint.shape["vocab"])[None]).logits
     if not bool(torch.isfinite(logits).all()):
         raise CheckpointError(f"{path}: the model's outputs are not finite; the weights are damaged.")
-    return {"path": str(path), "params": params, "loads": True, "finite": True, "warnings": _warnings(path, model)}
-
-
-def _warnings(path: Path, model: Any) -> list[str]:
-    """Things that load but will trouble serving."""
-    from minitron_cli.errors import MinitronError
-    from minitron_cli.models.tokenizer import load_tokenizer
-
-    notes = []
-    try:
-        tokenizer = load_tokenizer(str(path))
-    except MinitronError:
-        return ["no tokenizer beside the weights"]
-    if len(tokenizer) > model.config.vocab_size:
-        notes.append(f"the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}")
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        value = getattr(model.config, name, None)
-        if isinstance(value, int) and value >= model.config.vocab_size:
-            notes.append(f"{name} {value} is outside the vocabulary")
-    ffn = Checkpoint(path).shape.sizes.get("ffn", 0)
-    if ffn % 64:
-        notes.append(f"ffn {ffn} is not a multiple of 64; some kernels will be slow")
-    return notes
+    return True

@@ -39,7 +39,7 @@ def _show_inspect(found: dict[str, Any]) -> str:
 
 
 def verify(checkpoint: Ref, json: Json = False, quiet: Quiet = False) -> None:
-    """Open a checkpoint with stock transformers and run it once: does it load, is it whole, will it serve well?"""
+    """Does it load in stock transformers, is it whole and finite, will it serve well?"""
 
     def body() -> dict[str, Any]:
         from minitron_cli.checkpoint.hub import resolve
@@ -48,7 +48,8 @@ def verify(checkpoint: Ref, json: Json = False, quiet: Quiet = False) -> None:
         return verify_checkpoint(resolve(checkpoint))
 
     def show(found: dict[str, Any]) -> str:
-        lines = [f"{found['path']}: loads, whole, {found['params']:,} parameters, outputs finite"]
+        ran = "outputs finite" if found["ran"] else "too large to run here"
+        lines = [f"{found['path']}: loads, whole, {found['params']:,} parameters, values finite, {ran}"]
         return "\n".join(lines + [f"  warning: {note}" for note in found["warnings"]])
 
     execute(body, quiet=quiet, as_json=json, show=show)

@@ -34,6 +34,7 @@ class PruneConfig(WritingConfig):
     drop_layers: tuple[Annotated[int, Ge(0)], ...] = option(
         (), "Remove exactly these layers instead: 0-based, separated by commas.", commas=True
     )
+    text_only: bool = option(False, "Of a multimodal checkpoint, write the text model alone.")
     shard_bytes: Annotated[int, Ge(1)] = option(5_000_000_000, "Largest size of one weights file.")
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.checkpoint.verify import check_structure
+from minitron_cli.checkpoint.verify import check_contents, check_structure
 from minitron_cli.config.distill import DistillConfig
 from minitron_cli.distill.memory import require_training_memory
 from minitron_cli.distill.trainer import Batch, Teacher, Trainer
@@ -137,6 +137,9 @@ def run_distill(config: DistillConfig) -> DistillResult:
     began = time.monotonic()
     student = Checkpoint(resolve(config.student))
     teacher = Checkpoint(resolve(config.teacher)) if config.teacher is not None and config.loss == "kl" else None
+    for each in (student, teacher):
+        if each is not None:
+            each.require_unquantised()
     dataset = TokenDataset(config.data)
     train = dataset.split("train")
     owners = {"the student": config.student, "the teacher": config.teacher if teacher else None}
@@ -169,6 +172,7 @@ def run_distill(config: DistillConfig) -> DistillResult:
         run.finish()
         save_model(model, student, output.partial)
         check_structure(output.partial, expected_params=student.shape.params)
+        check_contents(output.partial, source=student.path)
         result = _result(run, config, steps, tokens_per_step, began)
         curve = {"loss": run.losses, "validation": run.validations, "tokens_per_step": tokens_per_step}
         (output.partial / CURVE).write_text(json.dumps(curve))

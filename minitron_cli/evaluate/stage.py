@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.hub import resolve
+from minitron_cli.checkpoint.multimodal import refuse_wrapped
 from minitron_cli.config.base import plain
 from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.errors import InputError
@@ -94,6 +95,7 @@ def run_eval(config: EvalConfig) -> EvalResult:
 def _check(config: EvalConfig) -> _Inputs:
     """Find all that is wrong with the request without loading the model."""
     checkpoint = resolve(config.checkpoint)
+    refuse_wrapped(checkpoint)
     folder = None
     if config.data_dir is not None:
         folder = local_folder(config.tasks, config.data_dir)

@@ -79,13 +79,27 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+def text_section(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The section of a multimodal config.json that describes its text part, where a family explains it."""
+    known = {name for family in FAMILIES for name in family.model_types}
+    section = config.get("text_config")
+    wraps = isinstance(section, Mapping) and section.get("model_type") in known
+    return section if wraps and config.get("model_type") not in known else None
+
+
 def family_for(config: Mapping[str, Any]) -> Family:
     """The family that answers for a config.json.
 
     Raises:
-        FamilyError: no family file names this model type.
+        FamilyError: no family file names this model type, or it is that of a multimodal model around a text model.
     """
     model_type = config.get("model_type")
+    section = text_section(config)
+    if section is not None:
+        raise FamilyError(
+            f"This {model_type} checkpoint wraps a {section['model_type']} text model, and only that can be used here; "
+            "extract it with `minitron prune CKPT --text-only --out DIR`."
+        )
     for family in FAMILIES:
         if family.answers_for(config):
             return family
@@ -93,7 +107,7 @@ def family_for(config: Mapping[str, Any]) -> Family:
     if variants:
         layouts = "; ".join(" and ".join(family.when) for family in variants)
         raise FamilyError(f"This {model_type} config has a layout that no family file explains (known: {layouts}).")
-    known = ", ".join(sorted(name for family in FAMILIES if not family.draft for name in family.model_types))
+    known = ", ".join(sorted({name for family in FAMILIES if not family.draft for name in family.model_types}))
     raise FamilyError(
         f"No family file explains model_type {model_type!r} (minitron prunes: {known}); draft a family file with "
         "`minitron families draft CKPT`."

@@ -15,7 +15,6 @@ from minitron_cli.families.schema import Axis
 from minitron_cli.importance.layout import Array, Scores, score_shape, scored_axes
 from minitron_cli.shape import Shape
 
-
 BLOCK_ELEMENTS = 1 << 24
 """Elements squared at once: 64 MiB in fp32, however large the embedding."""
 

@@ -10,8 +10,9 @@ from typing import Any
 from minitron_cli.errors import CheckpointError, ShapeError
 from minitron_cli.families.expression import axes as axes_of
 from minitron_cli.families.expression import parse
-from minitron_cli.families.schema import Divides, Family, Norm, Rotary, Tensor
+from minitron_cli.families.schema import Family, Tensor
 from minitron_cli.models.draft_axes import Axes, axis_names, explore, find_axes, pattern_of, patterns
+from minitron_cli.models.draft_facts import class_defaults, divisibility, rotation, ties, with_eps_key
 from minitron_cli.models.draft_fit import Term, fit
 from minitron_cli.models.draft_layers import layer_rules, layer_tags
 from minitron_cli.models.draft_probe import (
@@ -25,8 +26,7 @@ from minitron_cli.models.draft_probe import (
     stock_values,
     switches,
 )
-from minitron_cli.models.draft_roles import Roles, dimension, epsilons, find_roles, find_taps
-
+from minitron_cli.models.draft_roles import Roles, dimension, find_roles, find_taps
 
 NO_DECODER = ("add_cross_attention",)
 """Switches that make more of a model than a decoder: the family is for configs without."""
@@ -73,6 +73,7 @@ def draft_family(given: Config) -> Draft:
     tags = layer_tags(values, first[0].probe.base, draft.checks)
     for pattern, have in tags.items():
         tensors[pattern] = replace(tensors[pattern], tags=have)
+    _remark_on_norms(draft, tensors)
     used = {name for each in tensors.values() for dim in each.dims for name in axes_of(parse(dim))}
     ordered = _in_saved_order(tensors, first)
     draft.family = replace(
@@ -81,13 +82,13 @@ def draft_family(given: Config) -> Draft:
         tensors=ordered,
         taps=find_taps(roles, ordered),
         when=(*(f"{key}=={axes.keys[axis]}" for key, axis in axes.equal.items()), *other_layouts),
-        defaults=_defaults(values, axes, ordered),
+        defaults=class_defaults(values, axes, ordered),
         layer_rules=layer_rules(values, draft.notes),
-        divides=_divides(base, axes),
+        divides=divisibility(base, axes),
         coupled={"hidden": "heads*head_dim"} if axes.derives_head_dim and "head_dim" in used else {},
-        norm=_with_eps_key(roles.norm, base),
-        rotary=_rotary(base, axes, draft.notes),
-        tied=_tied(values),
+        norm=with_eps_key(roles.norm, base),
+        rotary=rotation(base, axes, draft.notes),
+        tied=ties(values),
     )
     _review(draft, values, first[0].probe)
     return draft
@@ -99,7 +100,7 @@ def _skeleton(values: Config, axes: Axes) -> Family:
 
 
 def _worlds(values: dict[str, Any]) -> tuple[list[World], tuple[str, ...]]:
-    """The config as it is, each switch that adds tensors flipped, and conditions for switches that change the layout."""
+    """The config as it is, each switch that adds tensors flipped, and conditions on those that change the layout."""
     base = observe(values)
     flipped: dict[str, Observation] = {}
     for key in switches(values):
@@ -150,9 +151,7 @@ def _other_sizes(base: Observation, seen: Observation) -> bool:
 def _conditions(values: Config, pattern: str, flipped: Mapping[str, Observation]) -> tuple[str, ...]:
     """The switches without which the pattern is gone."""
     return tuple(
-        key if values[key] else f"!{key}"
-        for key, seen in flipped.items()
-        if pattern not in patterns(seen.shapes)
+        key if values[key] else f"!{key}" for key, seen in flipped.items() if pattern not in patterns(seen.shapes)
     )
 
 
@@ -160,7 +159,8 @@ def _tensor(draft: Draft, pattern: str, world: World, axes: Axes, roles: Roles) 
     """One tensor's declaration; what is undecided goes into the draft's checks."""
     remarks: list[str] = []
     # A switch may have closed a null that the first world opened: such observations say nothing about that axis.
-    usable = [seen for seen in world.probe.observations if all(seen.config.get(key) for axis, key in axes.keys.items() if axis != "layers")]
+    needed = [key for axis, key in axes.keys.items() if axis != "layers"]
+    usable = [seen for seen in world.probe.observations if all(seen.config.get(key) for key in needed)]
     entries = [patterns(seen.shapes).get(pattern, []) for seen in usable]
     shapes = [each[0][1] for each in entries if each]
     sizes = [axes.sizes(seen.config) for seen, each in zip(usable, entries, strict=True) if each]
@@ -179,6 +179,17 @@ def _tensor(draft: Draft, pattern: str, world: World, axes: Axes, roles: Roles) 
     return Tensor(tuple(dims), (), world.conditions[pattern], role, norm)
 
 
+def _remark_on_norms(draft: Draft, tensors: Mapping[str, Tensor]) -> None:
+    """Where only some configs norm their queries, the softmax scale sits in the projection or in the norm."""
+    switched = {each for tensor in tensors.values() if tensor.role == "query_norm" for each in tensor.conditions}
+    for pattern in tensors if switched else ():
+        if pattern.rpartition(".")[0].rpartition(".")[2].startswith("q") and tensors[pattern].role != "query_norm":
+            names = ", ".join(sorted(switched))
+            draft.checks.setdefault(pattern, []).append(
+                f"with {names} a norm carries the softmax scale, without it this tensor: use conditions and otherwise"
+            )
+
+
 def _in_saved_order(tensors: Mapping[str, Tensor], worlds: list[World]) -> dict[str, Tensor]:
     """Patterns in the order of the model's modules; those of flipped switches after their neighbour of that model."""
     order: list[str] = []
@@ -190,68 +201,6 @@ def _in_saved_order(tensors: Mapping[str, Tensor], worlds: list[World]) -> dict[
                 order.insert(before + 1, pattern)
             before = order.index(pattern)
     return {pattern: tensors[pattern] for pattern in order if pattern in tensors}
-
-
-def _defaults(values: Config, axes: Axes, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Field defaults of the stock class under the keys that decide about tensors."""
-    keys = dict.fromkeys(each.lstrip("!") for tensor in tensors.values() for each in tensor.conditions)
-    # The class's own defaults; where it cannot stand without arguments, this config's values are the best guess.
-    try:
-        stock = stock_values({"model_type": values["model_type"]})
-    except CheckpointError:
-        stock = dict(values)
-    return {**{key: stock[key] for key in keys if key in stock}, **axes.constants}
-
-
-def _divides(values: Config, axes: Axes) -> tuple[Divides, ...]:
-    """Rules of divisibility, each with the words in which the stock class refuses a size that breaks it."""
-    found = []
-    sizes = axes.sizes(values)
-    if "kv_heads" in axes.keys:
-        found.append(Divides("heads", "kv_heads", "CHECK: the line that repeats keys and values per group of queries"))
-    hidden, heads = axes.keys.get("hidden"), axes.keys.get("heads")
-    if hidden and heads:
-        try:
-            build({**values, hidden: sizes["hidden"] // sizes["heads"] * sizes["heads"] + 1})
-        except CheckpointError as error:
-            words = str(error).partition(": ")[2]
-            found.append(Divides("hidden", "heads", f"CHECK: {words}"[:200]))
-    return tuple(found)
-
-
-def _with_eps_key(norm: Norm, values: Config) -> Norm:
-    """The config key that holds the epsilon the modules have, found by changing it."""
-    for key, value in values.items():
-        if isinstance(value, float) and "eps" in key and 0.125 in epsilons(build({**values, key: 0.125})):
-            return replace(norm, eps_key=key)
-    return norm
-
-
-def _rotary(values: Config, axes: Axes, notes: list[str]) -> Rotary | None:
-    names = {name: each for name, each in build(values).named_buffers() if name.endswith("inv_freq")}
-    if not names:
-        return None
-    notes.append("rotary: read in the stock class whether rotation pairs halves or neighbours, and its legacy keys")
-    turning = 2 * next(iter(names.values())).shape[-1]
-    size = axes.sizes(values).get("head_dim", turning)
-    if turning != size:
-        notes.append(f"rotary: {turning} of {size} channels turn; name the key that says so")
-        return Rotary(fraction=turning / size, fraction_key="partial_rotary_factor")
-    return Rotary()
-
-
-def _tied(values: Config) -> dict[str, str]:
-    if not isinstance(values.get("tie_word_embeddings"), bool):
-        return {}
-    try:
-        model = build({**values, "tie_word_embeddings": True})
-        free = build({**values, "tie_word_embeddings": False})
-    except CheckpointError:
-        return {}
-    memory = getattr(model, "all_tied_weights_keys", None) or {}
-    on_disk = {id(tensor): name for name, tensor in saved_tensors(free).items()}
-    named = {name: on_disk.get(id(tensor), name) for name, tensor in free.state_dict(keep_vars=True).items()}
-    return {named.get(copy, copy): named.get(source, source) for copy, source in memory.items()}
 
 
 def _review(draft: Draft, values: Config, first: Probe) -> None:

@@ -1,4 +1,4 @@
-"""Which config keys are axes, what the stock class takes for absent ones, and how large each axis is in an observation."""
+"""Which config keys are axes, what the stock class takes for absent ones, and how large each axis is."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from minitron_cli.errors import CheckpointError
 from minitron_cli.families.reading import formula
 from minitron_cli.families.schema import Axis
 from minitron_cli.models.draft_probe import Config, Observation, Probe, Shapes, observe, probe
+from minitron_cli.models.draft_trace import trace
 from minitron_cli.models.load import stock_config
 
 COMMON_KEYS = {
@@ -123,6 +124,7 @@ def open_nulls(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[
     """
     base, opened = observe(values), {}
     names = axis_names(values)
+    runs = bool(trace(values))
     for key in [key for key, value in {"head_dim": None, **values}.items() if value is None]:
         for trial in (24, 16, 8):
             try:
@@ -131,7 +133,8 @@ def open_nulls(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[
                 continue
             if seen.shapes != base.shapes and same_layout(base)(seen):
                 implied = _implied(base.shapes, seen.shapes, trial, values, names)
-                if implied is not None:
+                # Some classes build what then cannot run: they read the key in one place and not in another.
+                if implied is not None and (not runs or trace({**values, key: trial})):
                     opened[key] = (trial, implied)
                 break
     return {**values, **{key: trial for key, (trial, _) in opened.items()}}, opened
@@ -215,17 +218,17 @@ def _absent(axes: Axes, axis: str, key: str, config: Config, sizes: Mapping[str,
     for other, factor in (("hidden", 4), ("heads", 2)):
         if other in axes.keys:
             wider[axes.keys[other]] = config[axes.keys[other]] * factor
-    value = _without(config, key)
+    value = without_key(config, key)
     if type(value) is not int:
         return
     text = as_formula(value, {name: each for name, each in sizes.items() if name != axis})
-    if value != _without(wider, key) and isinstance(text, str):
+    if value != without_key(wider, key) and isinstance(text, str):
         axes.defaults[axis] = text
     else:
         axes.constants[key] = value
 
 
-def _without(config: Config, key: str) -> Any:
+def without_key(config: Config, key: str) -> Any:
     """What the config class fills in where the key is absent; None where it then refuses its own value."""
     try:
         return getattr(stock_config({name: each for name, each in config.items() if name != key}), key, None)

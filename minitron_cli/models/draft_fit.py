@@ -1,4 +1,4 @@
-"""From observed sizes to axis expressions: the smallest sum of products that reproduces a dimension under every change."""
+"""From observed sizes to axis expressions: the smallest sum of products that every change leaves true."""
 
 from __future__ import annotations
 

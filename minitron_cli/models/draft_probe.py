@@ -1,4 +1,4 @@
-"""Build the stock model of a config on the meta device, change one number of the config at a time, see which sizes move.
+"""Build the stock model of a config on the meta device, change one number at a time, see which sizes move.
 
 Sizes of one model cannot tell two axes of equal size apart; what moves when a single number changes can. Nothing is
 downloaded, no weights exist, and no code of a checkpoint runs.

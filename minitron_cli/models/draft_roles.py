@@ -61,7 +61,7 @@ class Roles:
             if not self.memory.get(pattern, pattern).endswith("weight"):
                 return "", None
             own = None if self.norms[module] == self.norm else self.norms[module]
-            return ("query_norm" if _leaf(module).startswith("q") else "norm"), own
+            return ("query_norm" if _leaf(module).startswith("q") and self.scaled else "norm"), own
         if module not in self.heads or self.query_normed() or not self.scaled:
             return "", None
         if "+" in dims[1 if module in self.transposed and len(dims) > 1 else 0]:
@@ -144,7 +144,7 @@ def epsilons(model: Any) -> set[float]:
 def dimension(
     found: list[tuple[Term, ...]], pattern: str, number: int, axes: Axes, roles: Roles, remarks: list[str]
 ) -> str:
-    """The expression of one dimension, from the sums that reproduce its sizes; `remarks` gets what sizes cannot show."""
+    """The expression of one dimension, from the sums that fit; `remarks` gets what sizes cannot show."""
     module = roles.module(pattern)
     output_side = 1 if module in roles.transposed and not roles.memory.get(pattern, "").endswith("bias") else 0
     writes_heads = module in roles.heads and number == output_side
@@ -164,7 +164,7 @@ def dimension(
     if len(texts) > 1 and len(set(terms)) == 1 and terms[0].factors and not writes_heads:
         remarks.append(f"{len(texts)} blocks of {texts[0]}, or interleaved: {texts[0]}*{len(texts)}?")
         return f"{len(texts)}*{texts[0]}"
-    if len(texts) > 1 and any(term.factors for term in terms[1:]) or len(texts) == 3:
+    if len(texts) == 3 or any(term.factors for term in terms[1:]):
         remarks.append("concatenated as written, or interleaved per head?")
     return " + ".join(texts)
 

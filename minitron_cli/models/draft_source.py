@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +84,8 @@ _SCHEMA = ("Axis", "Divides", "Family", "LayerRule", "Norm", "Rotary", "Tap", "T
 
 def _prefix(tensors: Mapping[str, Tensor]) -> str:
     """What the names of all layers' tensors begin with, up to the layer's number."""
-    layered = [name for name in tensors if "{layer}." in name]
-    common = commonprefix(layered)
-    return common[: common.index("{layer}.") + len("{layer}.")] if "{layer}." in common else ""
+    found = {name[: name.index("{layer}.") + len("{layer}.")] for name in tensors if "{layer}." in name}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _arguments(draft: Draft, prefix: str) -> Iterable[tuple[tuple[str, ...], str, Group | str]]:
@@ -111,7 +109,7 @@ def _arguments(draft: Draft, prefix: str) -> Iterable[tuple[tuple[str, ...], str
 def _name(text: str, prefix: str) -> str:
     """A tensor or module name, with the layer's prefix as the constant above the table."""
     if prefix and text.startswith(prefix):
-        return f"_LAYER + {_quoted(text[len(prefix):])}"
+        return f"_LAYER + {_quoted(text[len(prefix) :])}"
     return _quoted(text)
 
 

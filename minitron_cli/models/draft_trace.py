@@ -48,11 +48,10 @@ def trace(config: Mapping[str, Any]) -> list[Call]:
 
 def _inputs() -> Iterator[dict[str, torch.Tensor]]:
     """A finished four-dimensional mask passes most stock classes untouched; some build theirs from a flat one."""
-    meta = {"device": "meta"}
-    ids = torch.zeros(1, 2, dtype=torch.long, **meta)
-    positions = torch.zeros(1, 2, dtype=torch.long, **meta)
-    yield {"input_ids": ids, "attention_mask": torch.zeros(1, 1, 2, 2, **meta), "position_ids": positions}
-    yield {"input_ids": ids, "attention_mask": torch.ones(1, 2, dtype=torch.long, **meta)}
+    ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    finished = torch.zeros(1, 1, 2, 2, device="meta")
+    yield {"input_ids": ids, "attention_mask": finished, "position_ids": torch.zeros_like(ids)}
+    yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     yield {"input_ids": ids}
 
 
@@ -121,7 +120,12 @@ def examine_norm(module: torch.nn.Module, width: int) -> Norm:
 
 def _computed_norm(norm: torch.nn.Module, width: int) -> Norm:
     shape = next((tuple(each.shape) for name, each in norm.named_parameters() if name == "weight"), None)
-    x = torch.linspace(-1.0, 2.0, shape[-1] if shape else width).square().expand(1, 1, *(shape or (width,))).contiguous()
+    x = (
+        torch.linspace(-1.0, 2.0, shape[-1] if shape else width)
+        .square()
+        .expand(1, 1, *(shape or (width,)))
+        .contiguous()
+    )
     with torch.no_grad():
         _fill(norm, 1.0)
         plain, shifted = norm(x), norm(x + 3.0)

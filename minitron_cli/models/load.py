@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from minitron_cli.checkpoint.multimodal import is_wrapped
 from minitron_cli.errors import CheckpointError
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -26,7 +27,7 @@ def load_model(path: Path | str, *, device: torch.device, dtype: torch.dtype) ->
         CheckpointError: the stock class refuses the config, or weights are missing, unexpected or of another size.
     """
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = auto_class(path).from_pretrained(
             str(path), dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -39,6 +40,11 @@ def load_model(path: Path | str, *, device: torch.device, dtype: torch.dtype) ->
     return model.to(device).eval()
 
 
+def auto_class(path: Path | str) -> Any:
+    """The stock loader of a local checkpoint: of text models, or of multimodal models around one."""
+    return AutoModelForMultimodalLM if is_wrapped(Path(path)) else AutoModelForCausalLM
+
+
 def model_from_tensors(
     config: dict[str, Any], tensors: dict[str, torch.Tensor], *, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
@@ -48,11 +54,7 @@ def model_from_tensors(
         CheckpointError: the stock class refuses the config or misses a weight.
     """
     stock = stock_config(config)
-    try:
-        stock_class = AutoModelForCausalLM._model_mapping[type(stock)]
-    except KeyError:
-        raise CheckpointError(f"transformers has no causal LM class for model_type {config['model_type']!r}.") from None
-    model, info = stock_class.from_pretrained(
+    model, info = causal_class(stock).from_pretrained(
         None, config=stock, state_dict=tensors, dtype=dtype, output_loading_info=True
     )
     if info["missing_keys"]:
@@ -76,6 +78,18 @@ def new_model(config: dict[str, Any], *, seed: int, dtype: torch.dtype) -> PreTr
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(stock_config(config), dtype=dtype)
+
+
+def causal_class(stock: Any) -> Any:
+    """The causal LM class of a stock config object.
+
+    Raises:
+        CheckpointError: transformers has none.
+    """
+    try:
+        return AutoModelForCausalLM._model_mapping[type(stock)]
+    except KeyError:
+        raise CheckpointError(f"transformers has no causal LM class for model_type {stock.model_type!r}.") from None
 
 
 def stock_config(config: dict[str, Any]) -> Any:

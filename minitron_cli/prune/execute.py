@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from minitron_cli.checkpoint.companions import copy_companions
+from minitron_cli.checkpoint.multimodal import WrappedPart
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.surgery import Indices, cut, first_terms, positions, softmax_fold
 from minitron_cli.checkpoint.writer import SHARD_BYTES, Planned, write_weights
@@ -45,6 +46,12 @@ def cut_tensors(checkpoint: Checkpoint, plan: PrunePlan) -> Iterator[tuple[Plann
         if old_name in declared:
             planned = Planned(new_name, checkpoint.entries[old_name].dtype, family.tensor_shape(tensor, new.sizes))
             yield planned, _reader(checkpoint, plan, old_name, tensor, layer)
+
+
+def written_tensors(checkpoint: Checkpoint, plan: PrunePlan) -> Iterator[tuple[Planned, Callable[[], torch.Tensor]]]:
+    """Every tensor that is written: the cut ones, and around a text part cut in place all others as they are."""
+    tensors = cut_tensors(checkpoint, plan)
+    return checkpoint.put_back(tensors) if isinstance(checkpoint, WrappedPart) else tensors
 
 
 def _reader(
@@ -88,14 +95,17 @@ def write_pruned(
     on_bytes: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Write the pruned checkpoint into an existing directory: weights, config, tokenizer and plan."""
-    tensors = {planned.name: (planned, read) for planned, read in cut_tensors(checkpoint, plan)}
+    tensors = {planned.name: (planned, read) for planned, read in written_tensors(checkpoint, plan)}
     planned = [item for item, _ in tensors.values()]
     write_weights(directory, planned, lambda name: tensors[name][1](), shard_bytes=shard_bytes, on_bytes=on_bytes)
-    write_json(directory / "config.json", planned_config(checkpoint.shape, plan))
+    config = planned_config(checkpoint.shape, plan)
+    if isinstance(checkpoint, WrappedPart):
+        config = checkpoint.put_back_config(config)
+    write_json(directory / "config.json", config)
     write_json(directory / "plan.json", plan.to_json())
     copy_companions(checkpoint.path, directory)
 
 
 def pruned_bytes(checkpoint: Checkpoint, plan: PrunePlan) -> int:
     """Bytes of the pruned weights."""
-    return sum(planned.nbytes for planned, _ in cut_tensors(checkpoint, plan))
+    return sum(planned.nbytes for planned, _ in written_tensors(checkpoint, plan))

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.hub import resolve
-from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint, read_config
-from minitron_cli.checkpoint.verify import check_structure
+from minitron_cli.checkpoint.multimodal import WrappedPart, is_wrapped, open_checkpoint, open_shape, refuse_shared
+from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint
+from minitron_cli.checkpoint.verify import check_contents, check_structure
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.errors import ConfigError, InputError, OutputError
 from minitron_cli.importance.store import load_scores
@@ -21,7 +22,6 @@ from minitron_cli.prune.execute import check_plan, pruned_bytes, write_pruned
 from minitron_cli.prune.plan import PrunePlan, make_plan, planned_config, size_plan
 from minitron_cli.runtime.memory import peak_rss_bytes
 from minitron_cli.runtime.progress import Progress, say
-from minitron_cli.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,13 @@ def plan_prune(config: PruneConfig) -> PrunePlan:
     """
     path = resolve(config.checkpoint)
     if _only_config(path) and config.plan is None and config.search is None:
-        return _size_plan(config, Shape.of(read_config(path)))
-    checkpoint = Checkpoint(path)
+        return _size_plan(config, path)
+    checkpoint = open_checkpoint(path, text_only=config.text_only)
     _ = checkpoint.declared
     if config.plan is not None or config.search is not None:
         plan = _saved_plan(config)
         check_plan(plan, checkpoint.shape)
+        _check_shared(checkpoint, plan.sizes)
     else:
         plan = _ranked_plan(config, checkpoint)
     stock_config(planned_config(checkpoint.shape, plan))
@@ -66,8 +67,11 @@ def _only_config(path: Path) -> bool:
     return (path / "config.json").is_file() and not any(any(path.glob(pattern)) for pattern in weights)
 
 
-def _size_plan(config: PruneConfig, shape: Shape) -> PrunePlan:
+def _size_plan(config: PruneConfig, path: Path) -> PrunePlan:
+    shape = open_shape(path, text_only=config.text_only)
     plan = size_plan(shape, _target(config), drop_layers=config.drop_layers)
+    if is_wrapped(path) and not config.text_only:
+        refuse_shared(shape, plan.sizes)
     stock_config(planned_config(shape, plan))
     return plan
 
@@ -79,7 +83,7 @@ def _target(config: PruneConfig) -> dict[str, int]:
         ConfigError: there are none.
     """
     target = config.target()
-    if not target and not config.drop_layers:
+    if not target and not config.drop_layers and not config.text_only:
         raise ConfigError("Nothing to cut: give sizes such as --hidden 3072 --ffn 9216, or --plan, or --search.")
     return target
 
@@ -115,7 +119,12 @@ def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
 def _check_sizes(checkpoint: Checkpoint, target: dict[str, int]) -> None:
     from minitron_cli.prune.sizes import complete_target
 
-    complete_target(checkpoint.shape, target)
+    _check_shared(checkpoint, complete_target(checkpoint.shape, target))
+
+
+def _check_shared(checkpoint: Checkpoint, sizes: dict[str, int]) -> None:
+    if isinstance(checkpoint, WrappedPart):
+        refuse_shared(checkpoint.shape, sizes)
 
 
 def run_prune(config: PruneConfig) -> PruneResult:
@@ -140,14 +149,15 @@ def run_prune(config: PruneConfig) -> PruneResult:
         say(f"{config.out} is up to date.")
         return PruneResult(**output.result)
     plan = plan_prune(config)
-    checkpoint = Checkpoint(path)
+    checkpoint = open_checkpoint(path, text_only=config.text_only)
     total = pruned_bytes(checkpoint, plan)
     require_disk(config.out, total + (64 << 20), "The pruned checkpoint")
     with output:
         with Progress("prune", total, "bytes") as progress:
             write_pruned(checkpoint, plan, output.partial, shard_bytes=config.shard_bytes, on_bytes=progress.advance)
         check_structure(output.partial, expected_params=plan.params_after)
-        shape = Checkpoint(output.partial).shape
+        check_contents(output.partial, source=path)
+        shape = open_checkpoint(output.partial).shape
         result = PruneResult(
             str(config.out), plan.params_before, plan.params_after, shape.shown(),
             round(time.monotonic() - began, 3), peak_rss_bytes(),
