@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from minitron_cli.config.base import StageConfig
+from minitron_cli.config.convert import ConvertConfig
 from minitron_cli.config.data import DataConfig
 from minitron_cli.config.distill import DistillConfig
 from minitron_cli.config.evaluate import EvalConfig
@@ -21,6 +22,7 @@ from minitron_cli.config.search import SearchConfig
 from minitron_cli.errors import ConfigError
 
 NEEDED: dict[type[StageConfig], dict[str, Any]] = {
+    ConvertConfig: {"checkpoint": "a", "out": Path("o")},
     DataConfig: {"sources": ("text",), "tokenizer": "ckpt", "out": Path("o")},
     ImportanceConfig: {"checkpoint": "ckpt", "data": Path("d"), "out": Path("o")},
     SearchConfig: {

@@ -98,7 +98,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "config is not JSON": (lambda p: (p / "llama" / "config.json").write_text("{"), "llama", "cannot be read"),
     "config is a list": (lambda p: (p / "llama" / "config.json").write_text("[]"), "llama", "JSON object"),
     "no weights": (lambda p: (p / "llama" / "model.safetensors").unlink(), "llama", "no safetensors weights"),
-    "pickled weights": (pickled, "llama", "convert it to safetensors"),
+    "pickled weights": (pickled, "llama", "minitron convert"),
     "end of file lost": (lambda p: cut(p / "llama" / "model.safetensors", -10), "llama", "truncated"),
     "header lost": (lambda p: cut(p / "llama" / "model.safetensors", 5), "llama", "truncated"),
     "header cut": (lambda p: cut(p / "llama" / "model.safetensors", 100), "llama", "truncated"),

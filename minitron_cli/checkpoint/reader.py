@@ -160,7 +160,8 @@ class Checkpoint:
             return [self.path / name for name in names]
         if any(self.path.glob("*.bin")) or any(self.path.glob("*.pt")):
             raise CheckpointError(
-                f"{self.path} holds pickled weights only, which can run code when opened; convert it to safetensors."
+                f"{self.path} holds pickled weights only, which can run code when opened; "
+                f"rewrite them with `minitron convert {self.path} --out DIR`."
             )
         raise CheckpointError(f"{self.path} has a config.json but no safetensors weights.")
 

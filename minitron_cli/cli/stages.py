@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from minitron_cli.cli.command import add_stage
+from minitron_cli.config.convert import ConvertConfig
 from minitron_cli.config.distill import DistillConfig
 from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.config.importance import ImportanceConfig
@@ -147,8 +148,19 @@ def _report(config: ReportConfig) -> Any:
     return run_report(config)
 
 
+def _convert(config: ConvertConfig) -> Any:
+    from minitron_cli.checkpoint.convert import run_convert
+
+    return run_convert(config)
+
+
+def _show_convert(result: dict[str, Any]) -> str:
+    return f"{result['out']}: {result['tensors']} tensors, {result['bytes'] / 1e6:,.1f} MB as safetensors"
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    add_stage(app, "convert", ConvertConfig, _convert, _show_convert)
     add_stage(app, "importance", ImportanceConfig, _importance, _show_importance)
     add_stage(app, "search", SearchConfig, _search, _show_search)
     add_stage(app, "prune", PruneConfig, _prune, _show_prune, dry_run=(_plan, _show_plan))

@@ -50,7 +50,7 @@ _VOCAB = Axis("vocab", "vocab_size", why_not="the tokenizer decides it")
 FALCON_GROUPED = Family(
     name="falcon_grouped",
     model_types=("falcon",),
-    when=("new_decoder_architecture", "!alibi", "num_ln_in_parallel_attn!=1"),
+    when=("new_decoder_architecture", "parallel_attn", "!alibi", "num_ln_in_parallel_attn!=1"),
     axes=(
         _LAYERS,
         _HIDDEN,
@@ -89,7 +89,7 @@ FALCON_GROUPED = Family(
 FALCON_GROUPED_ONE_NORM = replace(
     FALCON_GROUPED,
     name="falcon_grouped_one_norm",
-    when=("new_decoder_architecture", "!alibi", "num_ln_in_parallel_attn=1"),
+    when=("new_decoder_architecture", "parallel_attn", "!alibi", "num_ln_in_parallel_attn=1"),
     tensors=_table(_GROUPED, _GROUPED_VALUES, ("input_layernorm",)),
     taps=_taps(_GROUPED_VALUES, ("input_layernorm",)),
 )

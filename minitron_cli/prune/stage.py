@@ -51,6 +51,8 @@ def plan_prune(config: PruneConfig) -> PrunePlan:
         return _size_plan(config, path)
     checkpoint = open_checkpoint(path, text_only=config.text_only)
     _ = checkpoint.declared
+    for notice, count in checkpoint.dropped().items():
+        say(f"{count} tensors are left out: {notice}")
     if config.plan is not None or config.search is not None:
         plan = _saved_plan(config)
         check_plan(plan, checkpoint.shape)
