@@ -45,16 +45,18 @@ def digest(value: Any) -> str:
 def fingerprint(path: Path) -> str:
     """Identity of an input without reading its bulk: small files by content, large ones by header, size and mtime.
 
-    A directory is identified by all its files but the manifest. Content of files up to 1 MiB counts whole; of larger
-    files the first 64 KiB (a safetensors header or its start), the size and the modification time.
+    A directory is identified by all its files but the manifest, and a checkpoint's model card and hidden files.
+    Content of files up to 1 MiB counts whole; of larger files the first 64 KiB (a safetensors header or its start),
+    the size and the modification time.
     """
     files = sorted(item for item in path.rglob("*") if item.is_file()) if path.is_dir() else [path]
+    model = (path / "config.json").is_file()
     parts: list[list[Any]] = []
     for item in files:
         status = item.stat()
         name = item.relative_to(path).as_posix() if path.is_dir() else item.name
-        if item.name == MANIFEST or item.name in OURS:
-            continue  # it holds times; the files beside it say what the directory is
+        if item.name == MANIFEST or item.name in OURS or (model and name.startswith((".", "README.md"))):
+            continue  # times, a model card, a clone's own files: none decides what a stage writes
         with item.open("rb") as stream:
             small = status.st_size <= 1 << 20
             head = hashlib.sha256(stream.read(1 << 20 if small else 1 << 16)).hexdigest()

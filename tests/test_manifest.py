@@ -359,3 +359,21 @@ def test_require_disk(tmp_path: Path) -> None:
     require_disk(tmp_path / "not" / "there", 1, "This")
     with pytest.raises(ResourceError, match=r"^This needs .* GB of disk and .* free; free some space"):
         require_disk(tmp_path / "not" / "there", 1 << 62, "This")
+
+
+def test_a_model_card_does_not_make_another_checkpoint(tmp_path: Path) -> None:
+    """Prose and a clone's hidden files leave a checkpoint's identity alone; in a folder of text they are the data."""
+    before = {}
+    for name in ("model", "text"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("a")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    for name in ("model", "text"):
+        before[name] = fingerprint(tmp_path / name)
+        (tmp_path / name / "README.md").write_text("hello")
+        (tmp_path / name / ".git").mkdir()
+        (tmp_path / name / ".git" / "HEAD").write_text("ref")
+    assert fingerprint(tmp_path / "model") == before["model"]
+    assert fingerprint(tmp_path / "text") != before["text"]
+    (tmp_path / "model" / "config.json").write_text('{"hidden_size": 1}')
+    assert fingerprint(tmp_path / "model") != before["model"]
