@@ -12,6 +12,7 @@ from helpers_chain import make_checkpoint, make_data
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.config.search import SearchConfig
+from minitron_cli.distill.trainer import Trainer
 from minitron_cli.errors import ConfigError, InputError, ShapeError
 from minitron_cli.importance.stage import run_importance
 from minitron_cli.prune.stage import run_prune
@@ -105,21 +106,52 @@ def test_rank_prefers_the_retrained_loss() -> None:
     assert [(row["name"], row["rank"]) for row in rank(rows)] == [("b", 1), ("c", 2), ("a", 3)]
 
 
-def test_funnel_end_to_end(tmp_path: Path) -> None:
-    """Zero-shot for all, short distillation for two, a plan that prune executes to the promised size; then reuse."""
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    """A tiny scored model and a search over it that takes a second."""
     checkpoint = make_checkpoint(tmp_path / "model")
     data = make_data(tmp_path / "data", checkpoint)
     run_importance(ImportanceConfig(checkpoint=str(checkpoint), data=data, out=tmp_path / "imp", samples=8))
-    config = SearchConfig(
-        checkpoint=str(checkpoint), importance=tmp_path / "imp", data=data, out=tmp_path / "search", params="60%",
-        tolerance="10%", grid=("hidden=24,36,48", "ffn=16,32,56", "layers=3,4"), finalists=2, steps=3, batch_size=4,
-        candidates=4, eval_sequences=4,
-    )  # fmt: skip
+    return {
+        "checkpoint": str(checkpoint), "importance": tmp_path / "imp", "data": data, "params": "60%",
+        "tolerance": "10%", "grid": ("hidden=24,36,48", "ffn=16,32,56", "layers=3,4"), "finalists": 2, "steps": 3,
+        "batch_size": 4, "candidates": 4, "eval_sequences": 4, "save_every": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("calls", [1, 4])
+def test_an_interrupted_search_ends_as_an_undisturbed_one(
+    settings: dict[str, Any], calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the first or a later step of the short distillation, run again: the same losses, the same plan."""
+    undisturbed = run_search(SearchConfig(**settings, out=tmp_path / "whole"))
+    real, count = Trainer.update, [0]
+
+    def stopping(*arguments: Any) -> float:
+        count[0] += 1
+        if count[0] == calls:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(Trainer, "update", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_search(SearchConfig(**settings, out=tmp_path / "again"))
+    assert (tmp_path / "again.partial" / "state.safetensors").exists()
+    monkeypatch.setattr(Trainer, "update", real)
+    assert run_search(SearchConfig(**settings, out=tmp_path / "again")).candidates == undisturbed.candidates
+    assert (tmp_path / "again" / "plan.json").read_bytes() == (tmp_path / "whole" / "plan.json").read_bytes()
+
+
+def test_funnel_end_to_end(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Zero-shot for all, short distillation for two, a plan that prune executes to the promised size; then reuse."""
+    config = SearchConfig(**settings, out=tmp_path / "search")
     result = run_search(config)
     assert len(result.candidates) == 4
     assert sum(row["loss_retrained"] is not None for row in result.candidates) == 2
     assert all(row["loss_zero_shot"] > 0 for row in result.candidates)
     assert result.chosen == result.candidates[0] and result.chosen["rank"] == 1
-    pruned = run_prune(PruneConfig(checkpoint=str(checkpoint), search=tmp_path / "search", out=tmp_path / "pruned"))
+    pruned = run_prune(
+        PruneConfig(checkpoint=settings["checkpoint"], search=tmp_path / "search", out=tmp_path / "pruned")
+    )
     assert pruned.params_after == result.chosen["params"]
     assert run_search(config).candidates == result.candidates
