@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,11 +130,11 @@ class Chain:
         if self.pruning:
             steps.append(("pruned", self._prune))
         if recipe.distill is not None:
-            steps.append(("student", lambda: self._distill("student", {})))
+            steps.append(("student", partial(self._distill, "student", {})))
         for name in recipe.baselines:
-            steps.append((name, lambda name=name: self._distill(name, BASELINES[name])))  # type: ignore[misc]
+            steps.append((name, partial(self._distill, name, BASELINES[name])))
         if recipe.eval is not None:
-            steps += [(f"eval/{name}", lambda name=name: self._eval(name)) for name in self.models()]  # type: ignore[misc]
+            steps += [(f"eval/{name}", partial(self._eval, name)) for name in self.models()]
         return steps
 
     def models(self) -> dict[str, str]:
@@ -208,10 +209,8 @@ class Chain:
     def _distill(self, name: str, changes: dict[str, Any]) -> None:
         from minitron_cli.distill.stage import run_distill
 
-        changed = self.recipe.distill is not None and {**self.recipe.distill, **changes}
-        recipe = Recipe(**{**self.recipe.to_json(), "distill": changed, "baselines": ()})
         wires = {"student": self.student, "teacher": self.recipe.teacher, "data": self.out / "data"}
-        run_distill(recipe.stage("distill", {**wires, "out": self.out / name, "force": self.force}))
+        run_distill(self._stage("distill", name, **wires, **changes))
 
     def _eval(self, name: str) -> None:
         from minitron_cli.evaluate.stage import run_eval

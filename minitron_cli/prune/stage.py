@@ -20,6 +20,7 @@ from minitron_cli.manifest import StageOutput, fingerprint, read_manifest, requi
 from minitron_cli.models.load import stock_config
 from minitron_cli.prune.execute import check_plan, pruned_bytes, write_pruned
 from minitron_cli.prune.plan import PrunePlan, make_plan, planned_config, size_plan
+from minitron_cli.prune.sizes import complete_target
 from minitron_cli.runtime.memory import peak_rss_bytes
 from minitron_cli.runtime.progress import Progress, say
 
@@ -107,7 +108,7 @@ def _saved_plan(config: PruneConfig) -> PrunePlan:
 def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
     target = _target(config)
     # Sizes first: a wrong one is told before any weight is read.
-    _check_sizes(checkpoint, target)
+    _check_shared(checkpoint, complete_target(checkpoint.shape, target))
     if config.importance is not None:
         scores = load_scores(config.importance, checkpoint.shape, fingerprint(checkpoint.path), config.layer_score)
         ranked_by = f"importance {config.importance}"
@@ -116,12 +117,6 @@ def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
         with Progress("weight norms", len(checkpoint.declared), "tensors") as progress:
             scores, ranked_by = weight_norm_scores(checkpoint, on_tensor=progress.advance), "weight norms"
     return make_plan(checkpoint.shape, scores, target, ranked_by=ranked_by, drop_layers=config.drop_layers)
-
-
-def _check_sizes(checkpoint: Checkpoint, target: dict[str, int]) -> None:
-    from minitron_cli.prune.sizes import complete_target
-
-    _check_shared(checkpoint, complete_target(checkpoint.shape, target))
 
 
 def _check_shared(checkpoint: Checkpoint, sizes: dict[str, int]) -> None:

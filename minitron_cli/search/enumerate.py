@@ -52,7 +52,7 @@ def enumerate_candidates(
     """
     axes = list(grid)
     for axis, values in grid.items():
-        complete_target_check(shape, axis, max(values))
+        check_largest(shape, axis, max(values))
     found: list[tuple[int, Candidate]] = []
     extremes: list[int] = []
     for point in itertools.product(*grid.values()):
@@ -78,7 +78,7 @@ def enumerate_candidates(
     return [candidate for _, candidate in found]
 
 
-def complete_target_check(shape: Shape, axis: str, value: int) -> None:
+def check_largest(shape: Shape, axis: str, value: int) -> None:
     """The largest value of one axis must not exceed the original; told at once, not skipped.
 
     Raises:
