@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -29,3 +30,25 @@ def interleaved(runs: Mapping[str, Callable[[], None]], rounds: int = 5) -> dict
             run()
             seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+class PeakMemory:
+    """Resident memory beyond what this process holds now, in bytes; Linux only, like /proc."""
+
+    def __init__(self) -> None:
+        CLEAR_PEAK.write_text("5")
+        self.before = _status("VmRSS")
+
+    def beyond(self) -> int:
+        """The peak since construction, less what was held then."""
+        return _status("VmHWM") - self.before
+
+
+CLEAR_PEAK = Path("/proc/self/clear_refs")
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(key)

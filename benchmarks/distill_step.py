@@ -5,6 +5,7 @@ python -m benchmarks.distill_step
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from minitron_cli.runtime.threads import yield_while_waiting
@@ -38,6 +39,8 @@ def main() -> None:
     teacher = Teacher(load_model(checkpoint.path, device=device, dtype=dtype))
     config = DistillConfig(student="s", teacher="t", data=Path("d"), out=Path("o"), steps=1000)
     trainer = Trainer(cut_in_memory(checkpoint, plan, device, torch.float32), config, 1000, dtype)
+    plain = replace(config, loss="ce", teacher=None)
+    alone = Trainer(cut_in_memory(checkpoint, plan, device, torch.float32), plain, 1000, dtype)
     bare = cut_in_memory(checkpoint, plan, device, torch.float32).train()
     ids = torch.randint(0, 2048, (SEQUENCES, LENGTH), device=device)
     batch = Batch(ids, torch.ones(SEQUENCES, LENGTH - 1, dtype=torch.bool, device=device))
@@ -53,7 +56,7 @@ def main() -> None:
     runs = {
         "bare passes (floor)": floor,
         "distill step": lambda: _step(trainer, batch, teacher),
-        "cross-entropy step": lambda: _step(trainer, batch, None),
+        "cross-entropy step": lambda: _step(alone, batch, None),
     }
     medians = interleaved(runs, rounds=9)
     base = medians["bare passes (floor)"]

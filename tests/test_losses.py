@@ -1,90 +1,218 @@
-"""Distillation losses: identities, gradients against autograd, chunked == whole."""
+"""Distillation losses on logits: identities, definitions in fp64, limits, written gradients against autograd."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import itertools
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import make_model
 from torch.nn import functional as F
 
-from minitron_cli.distill import chunked
-from minitron_cli.distill.chunked import backward_in_chunks, ce_loss, kl_loss
-from minitron_cli.distill.losses import cross_entropy, forward_kl
-from minitron_cli.models.head import Head, backbone_output
-from minitron_cli.models.load import load_model
+from minitron_cli.config.objective import KINDS, Objective, Term, parse_objective
+from minitron_cli.distill.losses import DIVERGENCES, ON_LOGITS, TopK, top_k
+from minitron_cli.distill.terms import Targets, gradient_into, loss_values
+from minitron_cli.errors import ConfigError, ShapeError
 
-GENERATOR = torch.Generator().manual_seed(1)
-
-
-def random_logits(tokens: int = 7, vocab: int = 31) -> torch.Tensor:
-    return torch.randn(tokens, vocab, generator=GENERATOR) * 3
+TOKENS, VOCAB = 7, 31
+COMPARING = ["kl", "rkl", "jsd:0.5", "jsd:0.1", "skl:0.1", "skl:0", "tv", "mse", "cosine", "topk:4"]
+MIXTURES = ["0.9*kl+0.1*ce", "0.5*jsd:0.3 + 2*mse + rkl + topk:3 + ce"]
 
 
-def test_forward_kl_is_a_divergence() -> None:
-    """Zero at equality (also up to a constant), positive elsewhere, and equal to its definition in fp64."""
-    a, b = random_logits(), random_logits()
-    assert forward_kl(a, a).abs().max() < 1e-6
-    assert forward_kl(a, a + 5.0).abs().max() < 1e-5
-    assert (forward_kl(a, b) > 0.01).all()
-    p, q = b.double().softmax(-1), a.double().softmax(-1)
-    assert torch.allclose(forward_kl(a, b).double(), (p * (p / q).log()).sum(-1), rtol=1e-5)
+def logits(vocab: int = VOCAB, dtype: torch.dtype = torch.float64, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(TOKENS, vocab, generator=generator, dtype=torch.float64) * 3).to(dtype)
 
 
-def test_forward_kl_is_not_symmetric() -> None:
-    """Student first, teacher second: swapping them is another number."""
-    a, b = random_logits(), random_logits()
-    assert not torch.allclose(forward_kl(a, b), forward_kl(b, a), rtol=0.05)
+NEXT = torch.arange(TOKENS)
+
+
+def value(spec: str, student: torch.Tensor, teacher: Targets, temperature: float = 1.0) -> torch.Tensor:
+    (values,) = loss_values(parse_objective(spec), student, teacher, NEXT, temperature)
+    return values
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spec", COMPARING)
+def test_zero_at_equality_and_positive_elsewhere(spec: str, dtype: torch.dtype) -> None:
+    """Of any type of logits, values are fp32 or better."""
+    a, b = logits(dtype=dtype), logits(dtype=dtype, seed=1)
+    same = value(spec, a, a.clone(), temperature=2.0)
+    assert same.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert same.abs().max() <= (1e-14 if dtype == torch.float64 else 1e-6)
+    assert (value(spec, a, b) > 1e-3).all()
+
+
+@pytest.mark.parametrize("spec", ["kl", "rkl", "jsd:0.3", "skl:0.1", "tv", "topk:4"])
+def test_a_constant_added_to_all_logits_changes_nothing(spec: str) -> None:
+    a, b = logits(), logits(seed=1)
+    assert torch.allclose(value(spec, a + 5.0, b - 3.0), value(spec, a, b))
+
+
+DEFINITIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "kl": lambda q, p: (p * (p / q).log()).sum(-1),
+    "rkl": lambda q, p: (q * (q / p).log()).sum(-1),
+    "jsd:0.3": lambda q, p: (
+        0.3 * (p * (p / (0.3 * p + 0.7 * q)).log()).sum(-1) + 0.7 * (q * (q / (0.3 * p + 0.7 * q)).log()).sum(-1)
+    ),
+    "skl:0.1": lambda q, p: (p * (p / (0.1 * p + 0.9 * q)).log()).sum(-1),
+    "tv": lambda q, p: (p - q).abs().sum(-1) / 2,
+}
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_forward_kl_gradient(temperature: float) -> None:
-    """d KL / d student logits = (q - p) / T."""
-    student, teacher = random_logits().requires_grad_(), random_logits()
-    forward_kl(student, teacher, temperature).sum().backward()
-    expected = ((student / temperature).softmax(-1) - (teacher / temperature).softmax(-1)) / temperature
-    assert torch.allclose(student.grad, expected.detach(), atol=1e-6)
+@pytest.mark.parametrize("spec", DEFINITIONS)
+def test_definitions(spec: str, temperature: float) -> None:
+    """As the papers write them, in probabilities; student first, teacher second; no T^2 in the value."""
+    a, b = logits(), logits(seed=1)
+    expected = DEFINITIONS[spec]((a / temperature).softmax(-1), (b / temperature).softmax(-1))
+    assert torch.allclose(value(spec, a, b, temperature), expected, rtol=1e-10)
+
+
+def test_definitions_on_logits() -> None:
+    """Mean squares, cosine and cross-entropy agree with torch's own, at any temperature."""
+    a, b = logits(), logits(seed=1)
+    assert torch.allclose(value("mse", a, b, 3.0), F.mse_loss(a, b, reduction="none").mean(-1))
+    assert torch.allclose(value("cosine", a, b, 3.0), 1 - F.cosine_similarity(a, b))
+    assert torch.allclose(value("ce", a, b, 3.0), F.cross_entropy(a, NEXT, reduction="none"))
+
+
+def test_limits() -> None:
+    """Generalised JSD: over beta, forward KL as beta -> 0; over 1 - beta, reverse KL as beta -> 1. Skew 0 is KL."""
+    a, b = logits(), logits(seed=1)
+    small = 1e-7
+    assert torch.allclose(value(f"jsd:{small}", a, b) / small, value("kl", a, b), rtol=1e-3)
+    assert torch.allclose(value(f"jsd:{1 - small}", a, b) / small, value("rkl", a, b), rtol=1e-3)
+    assert torch.equal(value("skl:0", a, b), value("kl", a, b))
+    assert torch.allclose(value("jsd:0.5", a, b), value("jsd:0.5", b, a))
+    assert (value("jsd:0.5", a, b) < math.log(2)).all()
+
+
+@pytest.mark.parametrize("spec", ["kl", "rkl", "jsd:0.5", "skl:0.1", "tv", "topk:3", "cosine", "mse"])
+def test_far_apart_and_still_finite(spec: str) -> None:
+    """Probabilities that underflow in fp32 give a large value, not a NaN, and finite gradients."""
+    a, b = torch.zeros(2, 50), torch.zeros(2, 50)
+    a[:, 3], b[:, 4] = 500.0, 500.0
+    out = torch.empty_like(a)
+    values = gradient_into(out, parse_objective(spec), a, b, None)
+    assert values.isfinite().all() and (values > 0.5).all() and out.isfinite().all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("padding", [(0, 0), (4, 0), (0, 4)])
+@pytest.mark.parametrize("spec", [*COMPARING, "ce", *MIXTURES])
+def test_written_gradients(spec: str, padding: tuple[int, int], temperature: float) -> None:
+    """Against autograd through the values, in fp64; T^2 on softened terms alone; padded vocabularies; in place."""
+    student, teacher = logits(VOCAB + padding[0]), logits(VOCAB + padding[1], seed=1)
+    objective = parse_objective(spec)
+    leaf = student.clone().requires_grad_()
+    values = loss_values(objective, leaf, teacher, NEXT, temperature)
+    softened = [term.name not in ("ce", "mse", "cosine") for term in objective.terms]
+    factors = [
+        term.weight * (temperature**2 if soft else 1.0) for term, soft in zip(objective.terms, softened, strict=True)
+    ]
+    (values.sum(-1) * torch.tensor(factors, dtype=torch.float64)).sum().mul(0.01).backward()
+    kept = teacher.clone()
+    found = gradient_into(student, objective, student, teacher, NEXT, temperature, scale=0.01)  # over its own logits
+    assert torch.allclose(found, values.detach(), rtol=1e-12)
+    assert torch.allclose(student, leaf.grad, rtol=1e-9, atol=1e-14)
+    assert torch.equal(teacher, kept)
+
+
+@pytest.mark.parametrize("spec", [*COMPARING, "ce"])
+def test_values_pass_gradcheck(spec: str) -> None:
+    """What the written gradients are compared with is itself right; total variation has no derivative where p = q."""
+    teacher = logits(9, seed=1)
+    student = logits(9).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: loss_values(parse_objective(spec), x, teacher, NEXT % 9, 1.5), (student,), atol=1e-6
+    )
 
 
 def test_padded_vocabulary_compares_the_common_prefix() -> None:
     """A head padded with rows that the tokenizer never uses is the same distribution over real tokens."""
-    a, b = random_logits(), random_logits()
-    padded = torch.cat([b, torch.full((7, 5), 9.0)], dim=-1)
-    assert torch.allclose(forward_kl(a, padded), forward_kl(a, b), atol=1e-6)
+    a, b = logits(), logits(seed=1)
+    padded = torch.cat([b, torch.full((TOKENS, 5), 9.0)], dim=-1)
+    for spec in COMPARING:
+        assert torch.allclose(value(spec, a, padded), value(spec, a, b))
+        assert torch.allclose(value(spec, padded, a), value(spec, b, a))
 
 
-def test_cross_entropy_matches_torch() -> None:
-    a, targets = random_logits(), torch.arange(7)
-    assert torch.allclose(cross_entropy(a, targets), F.cross_entropy(a, targets, reduction="none"))
+def test_top_k_is_a_lower_bound_that_grows_with_k() -> None:
+    """Up to forward KL itself, once the tail is one word."""
+    a, b = logits(), logits(seed=1)
+    values = [value(f"topk:{k}", a, b) for k in (1, 4, 16, VOCAB - 1)]
+    for smaller, larger in itertools.pairwise(values):
+        assert (smaller <= larger + 1e-12).all()
+    full = value("kl", a, b)
+    assert (values[1] < full).all() and torch.allclose(values[-1], full)
+    assert torch.allclose(value("topk:1000000", a, b), full)
 
 
-@pytest.mark.parametrize("kind", ["kl", "ce"])
-def test_chunked_equals_whole(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss and every parameter's gradient: a few tokens at a time or all at once, through a real model."""
-    path = make_model(tmp_path / "student", tie_word_embeddings=True)
-    teacher = load_model(make_model(tmp_path / "teacher", seed=5), device=torch.device("cpu"), dtype=torch.float32)
-    ids = torch.randint(0, 67, (2, 12), generator=GENERATOR)
-    with torch.no_grad():
-        lesson = backbone_output(teacher, ids)
-        whole_teacher = teacher(ids).logits[:, :-1].flatten(0, 1)
-    results = []
-    for whole in (False, True):
-        model = load_model(path, device=torch.device("cpu"), dtype=torch.float32)
-        if whole:
-            logits = model(ids).logits[:, :-1].flatten(0, 1)
-            losses = forward_kl(logits, whole_teacher) if kind == "kl" else cross_entropy(logits, ids[:, 1:].flatten())
-            losses.mean().backward()
-            total = float(losses.detach().sum())
-        else:
-            monkeypatch.setattr(chunked, "CHUNK_BYTES", 4 * 67 * 5)  # five tokens a chunk
-            output = backbone_output(model, ids)
-            hidden = output.last_hidden_state[:, :-1].flatten(0, 1)
-            states = lesson.last_hidden_state[:, :-1].flatten(0, 1)
-            loss = kl_loss(states, Head(teacher, lesson), 1.0) if kind == "kl" else ce_loss(ids[:, 1:].flatten())
-            total = backward_in_chunks(hidden, Head(model, output), loss, 1 / len(hidden))
-        results.append((total, {name: p.grad.clone() for name, p in model.named_parameters()}))
-    (chunk_total, chunk_grads), (whole_total, whole_grads) = results
-    assert chunk_total == pytest.approx(whole_total, rel=1e-5)
-    for name, gradient in whole_grads.items():
-        assert torch.allclose(chunk_grads[name], gradient, rtol=1e-4, atol=1e-6), name
+def test_top_k_targets_serve_as_the_logits_do() -> None:
+    """Stored targets, also more of them than asked for, at their temperature; a tail of nothing is no NaN."""
+    a, b = logits(), logits(seed=1)
+    stored = top_k((b / 2.0).log_softmax(-1), 8)
+    for k in (3, 8):
+        assert torch.allclose(value(f"topk:{k}", a, stored, 2.0), value(f"topk:{k}", a, b, 2.0))
+    assert torch.allclose(torch.logaddexp(stored.log_probs.logsumexp(-1), stored.log_tail), torch.zeros(1).double())
+    empty = TopK(stored.ids, stored.log_probs.log_softmax(-1), torch.full((TOKENS,), -math.inf), VOCAB)
+    assert value("topk:8", a, empty).isfinite().all()
+
+
+def test_the_tail_of_a_sure_teacher_keeps_its_digits() -> None:
+    """1 - sum of probabilities would be 0 in fp32."""
+    b = torch.zeros(1, 1000)
+    b[0, 5] = 40.0
+    assert float(top_k(b.log_softmax(-1), 1).log_tail) == pytest.approx(math.log(999) - 40.0, rel=1e-5)
+
+
+def test_top_k_targets_that_do_not_fit_are_refused() -> None:
+    stored = top_k(logits(seed=1).log_softmax(-1), 8)
+    with pytest.raises(ShapeError, match="topk:9 needs 9 words"):
+        value("topk:9", logits(), stored)
+    with pytest.raises(ShapeError, match="cache the first 20"):
+        value("topk:4", logits(20), stored)
+
+
+def test_every_kind_has_a_formula() -> None:
+    assert KINDS.keys() == {*DIVERGENCES, *ON_LOGITS, "topk", "ce"}
+
+
+def test_objectives_are_read() -> None:
+    read = parse_objective(" 0.9*kl + 1e-1 * ce+1e+2*jsd:0.25")
+    assert read == Objective((Term("kl", 0.0, 0.9), Term("ce", 0.0, 0.1), Term("jsd", 0.25, 100.0)))
+    assert list(map(str, read.terms)) == ["kl", "ce", "jsd:0.25"]
+    assert read.needs_teacher and not read.takes_top_k
+    assert not parse_objective("ce").needs_teacher
+    assert parse_objective("topk:24+0.5*ce").takes_top_k
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("klx", "did you mean 'kl'"),
+        ("", "known losses"),
+        ("kl+", "known losses"),
+        ("kl+kl", "kl twice"),
+        ("jsd", "for example jsd:0.5"),
+        ("jsd:0", "between 0 and 1"),
+        ("jsd:1", "between 0 and 1"),
+        ("skl:1", "0 to below 1"),
+        ("skl:nan", "0 to below 1"),
+        ("topk:0", "whole number"),
+        ("topk:2.5", "whole number"),
+        ("topk:inf", "whole number"),
+        ("kl:1", "takes no parameter"),
+        ("kl:", "takes no parameter"),
+        ("0*kl", "not a positive number"),
+        ("-1*kl", "not a positive number"),
+        ("*kl", "not a positive number"),
+        ("inf*kl", "not a positive number"),
+    ],
+)
+def test_objectives_that_make_no_sense_are_refused(spec: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_objective(spec)
+    assert "\n" not in str(caught.value)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from minitron_cli.config.base import WritingConfig, argument, option, required
+from minitron_cli.config.objective import Objective, parse_objective
 from minitron_cli.errors import ConfigError
 
 
@@ -23,11 +24,13 @@ class DistillConfig(WritingConfig):
     tokens: Annotated[int, Ge(1)] | None = option(None, "Training tokens, instead of --steps.")
     batch_size: Annotated[int, Ge(1)] = option(32, "Sequences per optimizer step.")
     micro_batch: Annotated[int, Ge(1)] | None = option(None, "Sequences per forward pass; default the whole batch.")
-    loss: Literal["kl", "ce"] = option(
-        "kl", "kl: forward KL to the teacher; ce: cross-entropy (conventional retraining)."
+    loss: str = option(
+        "kl",
+        "kl: forward KL to the teacher; ce: cross-entropy (conventional retraining); "
+        "rkl, jsd:BETA, skl:ALPHA, tv, mse, cosine, topk:K; or a weighted sum like 0.9*kl+0.1*ce.",
     )
     init: Literal["student", "random"] = option("student", "random: the student's shape with fresh weights.")
-    temperature: Annotated[float, Gt(0)] = option(1.0, "Softmax temperature of the KL.")
+    temperature: Annotated[float, Gt(0)] = option(1.0, "Softmax temperature of both models (not of ce, mse, cosine).")
     lr: Annotated[float, Gt(0)] = option(1e-4, "Peak learning rate.")
     min_lr: Annotated[float, Ge(0), Le(1)] = option(0.1, "Final learning rate as a share of the peak (cosine).")
     warmup: Annotated[float, Ge(0), Lt(1)] = option(0.05, "Share of the steps that warm up linearly.")
@@ -42,10 +45,19 @@ class DistillConfig(WritingConfig):
     device: str = option("auto", "auto, cpu, cuda, cuda:N, mps.")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Compute type; auto is bf16 on CUDA, else fp32.")
 
+    @property
+    def objective(self) -> Objective:
+        """What `loss` says."""
+        return parse_objective(self.loss)
+
     def check(self) -> None:
         if (self.steps is None) == (self.tokens is None):
             raise ConfigError("Give --steps or --tokens, one of the two.")
-        if self.loss == "kl" and self.teacher is None:
-            raise ConfigError("--loss kl needs --teacher CKPT; conventional retraining is --loss ce.")
+        try:
+            objective = self.objective
+        except ConfigError as error:
+            raise ConfigError(f"--loss: {error}") from None
+        if objective.needs_teacher and self.teacher is None:
+            raise ConfigError(f"--loss {self.loss} needs --teacher CKPT; conventional retraining is --loss ce.")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ConfigError(f"--batch-size {self.batch_size} is not a multiple of --micro-batch {self.micro_batch}.")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from minitron_cli.config.distill import DistillConfig
-from minitron_cli.distill.chunked import CHUNK_BYTES
+from minitron_cli.distill.fused import logits_bytes
 from minitron_cli.runtime.memory import require_memory
 from minitron_cli.shape import Shape
 
 
 def training_memory(
-    student: Shape, teacher: Shape | None, config: DistillConfig, seq_len: int, dtype: torch.dtype
+    student: Shape, teacher: Shape | None, config: DistillConfig, seq_len: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, int]:
     """Bytes held at the peak of a step, by part.
 
@@ -27,7 +27,8 @@ def training_memory(
         "optimizer": 8 * student.params,
         "teacher": dtype.itemsize * teacher.params if teacher else 0,
         "activations": tokens * student["layers"] * width * dtype.itemsize,
-        "logits chunk": 6 * min(CHUNK_BYTES, tokens * vocab * 4),
+        "logits chunk": logits_bytes(tokens, vocab, device),
+        "rounded head": dtype.itemsize * student["hidden"] * student["vocab"] if dtype.itemsize < 4 else 0,
     }
 
 
@@ -39,7 +40,7 @@ def require_training_memory(
     Raises:
         ResourceError: with the options that would help.
     """
-    parts = training_memory(student, teacher, config, seq_len, dtype)
+    parts = training_memory(student, teacher, config, seq_len, device, dtype)
     smaller = "a smaller --micro-batch (the batch stays the same)"
     advice = f"try {smaller}, a smaller student or teacher, or a device with more memory"
     require_memory(parts, device, advice)

@@ -112,7 +112,7 @@ class Run:
         """Train to the last step, validating and saving on the way."""
         self.validate()
         config, steps = self.config, self.trainer.steps
-        title = "distill" if config.loss == "kl" else "train"
+        title = "distill" if self.teacher else "train"
         with Progress(title, steps, "steps", start=self.step, rate_unit="tokens") as progress:
             while self.step < steps:
                 began = time.monotonic()
@@ -136,7 +136,7 @@ def run_distill(config: DistillConfig) -> DistillResult:
     """
     began = time.monotonic()
     student = Checkpoint(resolve(config.student))
-    teacher = Checkpoint(resolve(config.teacher)) if config.teacher is not None and config.loss == "kl" else None
+    teacher = Checkpoint(resolve(config.teacher)) if config.teacher and config.objective.needs_teacher else None
     for each in (student, teacher):
         if each is not None:
             each.require_unquantised()

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from minitron_cli.config.distill import DistillConfig
-from minitron_cli.distill.chunked import backward_in_chunks, ce_loss, kl_loss
+from minitron_cli.distill.fused import Lesson as Lesson
+from minitron_cli.distill.fused import head_loss
 from minitron_cli.errors import RunError
 from minitron_cli.models.head import Head, backbone_output
 from minitron_cli.tokens import Split
@@ -40,14 +41,6 @@ class Batch:
         return self.ids[:, 1:][self.targets]
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What the teacher says of a batch: final hidden states at target positions (targets, hidden), and its head."""
-
-    hidden: torch.Tensor
-    head: Head
-
-
 class Teacher:
     """A frozen model that passes each batch once, for any number of students."""
 
@@ -75,6 +68,7 @@ class Trainer:
 
     def __init__(self, model: Any, config: DistillConfig, steps: int, dtype: torch.dtype) -> None:
         self.model, self.config, self.steps = model.train(), config, steps
+        self.objective = config.objective
         self.device = next(model.parameters()).device
         self.autocast = dtype if dtype in (torch.bfloat16, torch.float16) else None
         # Decay shrinks matrices; norm weights and biases have a natural scale of their own.
@@ -92,7 +86,7 @@ class Trainer:
         """One optimizer step over micro-batches.
 
         Args:
-            lessons: the teacher's answer to each micro-batch; empty where the loss is cross-entropy.
+            lessons: the teacher's answer to each micro-batch; empty where the loss needs no teacher.
 
         Returns the mean loss over target tokens, in nats.
 
@@ -107,14 +101,18 @@ class Trainer:
         for number, batch in enumerate(batches):
             with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
                 output = backbone_output(self.model, batch.ids)
-                if lessons:
-                    loss_of = kl_loss(lessons[number].hidden, lessons[number].head, self.config.temperature)
-                    # A softened gradient shrinks with T^2; undo that in the step, not in the number reported.
-                    scale = self.config.temperature**2 / count
-                else:
-                    loss_of, scale = ce_loss(batch.next_tokens), 1 / count
                 hidden = batch.at_targets(output.last_hidden_state)
-                total += backward_in_chunks(hidden, Head(self.model, output), loss_of, scale)
+                loss = head_loss(
+                    hidden,
+                    Head(self.model, output),
+                    self.objective,
+                    teacher=lessons[number] if lessons else None,
+                    next_tokens=batch.next_tokens,
+                    temperature=self.config.temperature,
+                    scale=1 / count,
+                )
+                hidden.backward(loss.gradient)  # type: ignore[no-untyped-call]
+                total += loss.total
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if not (math.isfinite(total) and bool(torch.isfinite(norm))):
             raise RunError(

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from minitron_cli.errors import InputError, RunError
+from minitron_cli.models.chunks import block_tokens, parts
 from minitron_cli.models.head import Head, backbone_output
 from minitron_cli.runtime.progress import Progress
 from minitron_cli.tokens import Split
 
 CHUNK_ELEMENTS = 1 << 24
-"""Logits computed at once; 64 MiB in fp32, with a few times that as temporaries of the cross-entropy."""
+"""Logits computed at once; 64 MiB in fp32."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,12 @@ def token_losses(model: Any, input_ids: Tensor, *, chunk_elements: int = CHUNK_E
     head = Head(model, output)
     hidden = output.last_hidden_state[:, :-1].flatten(0, 1)
     targets = input_ids[:, 1:].flatten()
-    step = max(1, chunk_elements // head.vocab)
     losses = torch.empty(len(targets), device=input_ids.device)
-    for start in range(0, len(targets), step):
-        chunk = slice(start, start + step)
-        losses[chunk] = cross_entropy(head(hidden[chunk]), targets[chunk], reduction="none")
+    block = block_tokens(head.vocab, input_ids.device)
+    for chunk in parts(len(targets), max(1, chunk_elements // head.vocab)):
+        logits, words, found = head(hidden[chunk]), targets[chunk], losses[chunk]
+        for rows in parts(len(logits), block):
+            found[rows] = cross_entropy(logits[rows], words[rows], reduction="none")
     return losses.view(input_ids.shape[0], -1)
 
 
