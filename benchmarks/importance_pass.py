@@ -20,8 +20,9 @@ from minitron_cli.checkpoint.reader import Checkpoint  # noqa: E402
 from minitron_cli.config.data import DataConfig  # noqa: E402
 from minitron_cli.config.importance import ImportanceConfig  # noqa: E402
 from minitron_cli.data.prepare import run_data  # noqa: E402
-from minitron_cli.importance.collect import Calibration  # noqa: E402
-from minitron_cli.models.load import load_model  # noqa: E402
+from minitron_cli.importance.collect import ResidentSweep  # noqa: E402
+from minitron_cli.importance.gather import Gathered  # noqa: E402
+from minitron_cli.models.streaming import ResidentModel  # noqa: E402
 from minitron_cli.runtime.progress import set_quiet  # noqa: E402
 from minitron_cli.tokens import TokenDataset  # noqa: E402
 
@@ -37,7 +38,7 @@ def main() -> None:
         sources = {"sources": ("python-stdlib",), "tokenizer": "builtin:tiny-py"}
         run_data(DataConfig(**sources, seq_len=256, max_tokens=SAMPLES * 256, out=data))
         checkpoint = Checkpoint(resolve("builtin:tiny-py"))
-        model = load_model(checkpoint.path, device=torch.device("cpu"), dtype=torch.float32)
+        model = ResidentModel(checkpoint, device=torch.device("cpu"), dtype=torch.float32)
         split = TokenDataset(data).split("train")
         config = ImportanceConfig(
             checkpoint="builtin:tiny-py", data=data, out=Path(directory) / "out", samples=SAMPLES, batch_size=BATCH
@@ -47,10 +48,12 @@ def main() -> None:
             with torch.inference_mode():
                 for start in range(0, SAMPLES, BATCH):
                     rows = range(start, start + BATCH)
-                    model(torch.from_numpy(split.rows(rows)), use_cache=False)
+                    model.model(torch.from_numpy(split.rows(rows)), use_cache=False)
 
         def scored() -> None:
-            Calibration(model, checkpoint.shape, config, split, Path(directory)).sweep()
+            state = Path(directory) / "state"
+            state.unlink(missing_ok=True)
+            ResidentSweep(model, Gathered(model, config), config, split, list(range(SAMPLES)), state).run()
 
         medians = interleaved({"plain forward": plain, "scored sweep": scored})
     for name, seconds in medians.items():

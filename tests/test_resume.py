@@ -30,7 +30,8 @@ def command(stage: str, chain: tuple[Path, Path], out: Path) -> list[str]:
         options += ["--init", "random", "--eval-every", "25"]
     else:
         options = ["--samples", "240", "--batch-size", "2", "--save-every", "10", "--loss-samples", "24"]
-    return [*start, stage, checkpoint, "--data", data, "--out", str(out), *options]
+        options += ["--carry-bytes", "1"]  # one path at a time, so that the state is saved after each
+    return [*start, *stage.split(), checkpoint, "--data", data, "--out", str(out), *options]
 
 
 def environment() -> dict[str, str]:
@@ -55,24 +56,34 @@ def finish(arguments: list[str]) -> str:
     return done.stderr
 
 
-RESULT = {"distill": "model.safetensors", "importance": "scores.safetensors"}
+RESULT = {
+    "distill": "model.safetensors",
+    "importance": "scores.safetensors",
+    "importance --stream": "scores.safetensors",
+}
+STATES = {
+    "distill": ["state.safetensors"],
+    "importance": ["state.sweep-0-of-1.safetensors", "state.depth-0-of-1.safetensors"],
+    "importance --stream": ["state.streamed-0-of-1.safetensors", "state.depth-0-of-1.safetensors"],
+}
 
 
-@pytest.mark.parametrize("stage", ["distill", "importance"])
+@pytest.mark.parametrize("stage", RESULT)
 def test_kill_and_resume_is_bit_identical(stage: str, chain: tuple[Path, Path], tmp_path: Path) -> None:
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "killed"
     finish(command(stage, chain, undisturbed))
     arguments = command(stage, chain, out)
     partial = tmp_path / "killed.partial"
-    # Before the first checkpoint, then right after one, then once more after another.
+    # Before the first checkpoint, then in every phase right after one, then once more after another.
     killed_when(arguments, (partial / "minitron.partial.json").exists)
     assert not out.exists()
-    state = partial / "state.safetensors"
-    killed_when(arguments, state.exists)
-    first = state.stat().st_mtime_ns
-    killed_when(arguments, lambda: state.exists() and state.stat().st_mtime_ns != first)
+    for name in STATES[stage]:
+        state = partial / name
+        killed_when(arguments, state.exists)
+        first = state.stat().st_mtime_ns
+        killed_when(arguments, lambda: state.exists() and state.stat().st_mtime_ns != first)  # noqa: B023
     said = finish(arguments)
-    assert stage == "importance" or "Resuming at step" in said
+    assert stage != "distill" or "Resuming at step" in said
     assert (out / RESULT[stage]).read_bytes() == (undisturbed / RESULT[stage]).read_bytes()
     assert not partial.exists()
     assert "up to date" in finish(arguments)

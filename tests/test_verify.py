@@ -14,7 +14,7 @@ from helpers_chain import make_checkpoint, make_data
 from safetensors.torch import load_file, save_file
 from tiny import TINY
 
-from minitron_cli.checkpoint import verify as module
+from minitron_cli.checkpoint import blocks
 from minitron_cli.checkpoint.companions import check_companions, companions, copy_companions
 from minitron_cli.checkpoint.hub import WANTED, resolve
 from minitron_cli.checkpoint.inspect import inspect_checkpoint
@@ -61,7 +61,7 @@ def test_values_that_are_not_finite_are_named(value: float, dtype: torch.dtype, 
 
 
 def test_the_last_value_of_a_chunked_tensor_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 28)
     for place in (0, 6, 7, 99, 100):
         values = torch.ones(101)
         values[place] = float("nan")

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.reader import Checkpoint, read_header
 from minitron_cli.importance import weights
 from minitron_cli.importance.weights import squared_sums, weight_norm_scores
 
 
 @pytest.mark.parametrize("shape", [(13,), (13, 7), (5, 4, 3)])
-def test_blocks_equal_the_whole(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_equal_the_whole(shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensor = torch.randn(shape)
-    monkeypatch.setattr(weights, "BLOCK_ELEMENTS", 15)
+    save_file({"x": tensor}, tmp_path / "x.safetensors")
+    monkeypatch.setattr(weights, "BLOCK_BYTES", 60)
     squares = tensor.double().square().numpy()
-    for dim, found in enumerate(squared_sums(tensor)):
+    [entry] = read_header(tmp_path / "x.safetensors")
+    for dim, found in enumerate(squared_sums(entry)):
         expected = squares.sum(axis=tuple(other for other in range(squares.ndim) if other != dim))
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from minitron_cli.checkpoint.blocks import BLOCK_BYTES, Array, Produce, Workspace
 from minitron_cli.checkpoint.companions import copy_companions
+from minitron_cli.checkpoint.dtypes import TORCH_DTYPES
 from minitron_cli.checkpoint.hub import resolve
-from minitron_cli.checkpoint.reader import INDEX, TORCH_DTYPES, WEIGHTS, Checkpoint, read_config
-from minitron_cli.checkpoint.writer import Planned, write_file
+from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint, read_config
+from minitron_cli.checkpoint.writer import Planned, WeightFiles
 from minitron_cli.config.convert import ConvertConfig
 from minitron_cli.errors import CheckpointError
 from minitron_cli.families import family_for
@@ -79,5 +83,24 @@ def _convert_file(file: Path, out: Path) -> list[str]:
         ) from None
     tensors = {name: value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
     planned = [Planned(name, _NAMES[value.dtype], tuple(value.shape)) for name, value in tensors.items()]
-    write_file(out, planned, lambda name: tensors[name])
+    WeightFiles({out: [(item, Loaded(tensors[item.name])) for item in planned]}).fill()
     return list(tensors)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A tensor that a file was mapped for: its pages are read when a block is made."""
+
+    tensor: torch.Tensor
+
+    def blocks(self) -> Iterator[tuple[int, Produce]]:
+        """Runs of rows of the tensor."""
+        rows = self.tensor if self.tensor.ndim else self.tensor[None]
+        row_bytes = rows[:1].numel() * rows.itemsize
+        step = max(1, BLOCK_BYTES // max(row_bytes, 1))
+        for first in range(0, len(rows), step):
+            yield first * row_bytes, partial(_values, rows[first : first + step])
+
+
+def _values(rows: torch.Tensor, workspace: Workspace) -> Array:
+    return rows.contiguous().flatten().view(torch.uint8).numpy()

@@ -7,15 +7,13 @@ for the names the family declares.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from minitron_cli.checkpoint.reader import Checkpoint, Entry, read_config, read_entry
+from minitron_cli.checkpoint.blocks import Source, Whole
+from minitron_cli.checkpoint.reader import Checkpoint, Entry, read_config
 from minitron_cli.checkpoint.writer import Planned
 from minitron_cli.errors import CheckpointError, ConfigError, FamilyError, ShapeError
 from minitron_cli.families import family_for, text_section
@@ -86,14 +84,12 @@ class TextPart(Checkpoint):
 class WrappedPart(TextPart):
     """The text part of a multimodal checkpoint, to be put back into the whole."""
 
-    def put_back(
-        self, tensors: Iterable[tuple[Planned, Callable[[], torch.Tensor]]]
-    ) -> Iterator[tuple[Planned, Callable[[], torch.Tensor]]]:
+    def put_back(self, tensors: Iterable[tuple[Planned, Source]]) -> Iterator[tuple[Planned, Source]]:
         """The text part's tensors under their names on disk, then all others as they are."""
-        for planned, read in tensors:
-            yield Planned(self.names.on_disk(planned.name), planned.dtype, planned.shape), read
+        for planned, source in tensors:
+            yield Planned(self.names.on_disk(planned.name), planned.dtype, planned.shape), source
         for entry in self.outside:
-            yield Planned(entry.name, entry.dtype, entry.shape), partial(read_entry, entry)
+            yield Planned(entry.name, entry.dtype, entry.shape), Whole(entry)
 
     def put_back_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The whole config.json with a new text part; what was only filled in for the view is taken out again."""
@@ -215,6 +211,7 @@ def check_wrapped(path: Path, *, expected_params: int | None = None) -> int:
         CheckpointError: the counts differ.
         FamilyError: a tensor is missing, undeclared or of another shape.
     """
+    import torch
     from transformers import AutoModelForMultimodalLM
 
     from minitron_cli.models.load import stock_config

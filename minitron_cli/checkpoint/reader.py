@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import safe_open
+import numpy as np
+import numpy.typing as npt
 
 from minitron_cli.errors import CheckpointError, FamilyError
 from minitron_cli.families.schema import Tensor
 from minitron_cli.shape import Shape
 
+if TYPE_CHECKING:
+    import torch
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-TORCH_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-
 
 PLAIN = {"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"}
 """Types of weights and buffers that hold one number per element."""
@@ -105,11 +103,41 @@ def read_header(file: Path) -> list[Entry]:
     return entries
 
 
+def read_into(entry: Entry, start: int, target: npt.NDArray[Any]) -> None:
+    """Fill a contiguous array with the bytes of a tensor's file from position `start` on.
+
+    A positioned read instead of a memory map: memory and address space taken are the array's, not the file's.
+
+    Raises:
+        CheckpointError: the file ends early, so it changed since its header was read.
+    """
+    room, done = target.reshape(-1).view(np.uint8).data, 0
+    with entry.file.open("rb", buffering=0) as stream:
+        while done < len(room):
+            count = os.preadv(stream.fileno(), [room[done:]], start + done)
+            if not count:
+                raise CheckpointError(f"{entry.file} ended while {entry.name} was read; it changed, start again.")
+            done += count
+
+
 def read_entry(entry: Entry) -> torch.Tensor:
-    """One tensor, in its own dtype, on the CPU."""
-    with safe_open(entry.file, framework="pt") as file:
-        tensor: torch.Tensor = file.get_tensor(entry.name)
-    return tensor
+    """One tensor, in its own dtype, on the CPU, in memory of its own.
+
+    Raises:
+        CheckpointError: the file ends early, so it changed since its header was read.
+    """
+    values = np.empty(entry.nbytes, np.uint8)
+    read_into(entry, entry.offsets[0], values)
+    return tensor_of(values, entry.dtype, entry.shape)
+
+
+def tensor_of(values: npt.NDArray[Any], dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Contiguous bytes as a tensor of a type named as in safetensors headers; memory is shared."""
+    import torch
+
+    from minitron_cli.checkpoint.dtypes import TORCH_DTYPES
+
+    return torch.from_numpy(values.reshape(-1).view(np.uint8)).view(TORCH_DTYPES[dtype]).view(shape)
 
 
 class Checkpoint:

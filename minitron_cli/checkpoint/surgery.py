@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from minitron_cli.families.expression import Axis, Expression, Fixed, Product, Sum, axes, size
 from minitron_cli.families.schema import Family, LayerRule, lookup
 
 Indices = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
 Kept = Mapping[str, Indices]
 """Axis to the kept units: (kept,), or (units of the outer axis, kept) for an axis chosen `within` another.
 
@@ -93,13 +93,17 @@ def labels(expression: Expression, sizes: Mapping[str, int], axis: str, outer: s
             return np.where(inner[None, :] >= 0, inner[None, :], own[:, None]).reshape(-1)
 
 
-def cut(tensor: torch.Tensor, selections: list[Indices]) -> torch.Tensor:
-    """Select kept positions along every dimension; a complete ascending selection copies nothing."""
+def cut(array: Array, selections: Sequence[Indices], room: Callable[[tuple[int, ...]], Array]) -> Array:
+    """Select kept positions, ascending and each once, along every dimension; a complete selection copies nothing.
+
+    `room(shape)` gives memory to cut into; it is asked once per dimension that is cut.
+    """
     for dim, chosen in enumerate(selections):
-        if len(chosen) == tensor.shape[dim] and bool(np.all(chosen == np.arange(len(chosen)))):
-            continue
-        tensor = tensor.index_select(dim, torch.from_numpy(np.ascontiguousarray(chosen)))
-    return tensor
+        if len(chosen) < array.shape[dim]:
+            shape = (*array.shape[:dim], len(chosen), *array.shape[dim + 1 :])
+            # Positions are in range; only this mode writes straight into `out`.
+            array = np.take(array, chosen, axis=dim, out=room(shape), mode="clip")
+    return array
 
 
 def softmax_fold(head_dim: int, new_head_dim: int) -> float:

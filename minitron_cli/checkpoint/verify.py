@@ -5,17 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-
+from minitron_cli.checkpoint.blocks import Whole, Workspace, all_finite
 from minitron_cli.checkpoint.companions import check_companions
 from minitron_cli.checkpoint.multimodal import check_wrapped, is_wrapped, open_checkpoint
-from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.reader import Checkpoint, read_header
 from minitron_cli.checkpoint.serving import serving_warnings
+from minitron_cli.checkpoint.writer import not_finite
 from minitron_cli.errors import CheckpointError
-
-CHUNK = 1 << 22
-"""Elements looked at in one go: memory is this, not the largest tensor."""
 
 
 def check_structure(path: Path, *, expected_params: int | None = None) -> int:
@@ -26,6 +22,7 @@ def check_structure(path: Path, *, expected_params: int | None = None) -> int:
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape, or the count differs.
     """
+    import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if is_wrapped(path):
@@ -68,19 +65,11 @@ def check_finite(file: Path) -> None:
     Raises:
         CheckpointError: a tensor holds NaN or infinity.
     """
-    # The file is mapped, so a tensor costs its pages, which the system may drop again.
-    with safe_open(file, framework="pt") as opened:
-        for name in opened.keys():  # noqa: SIM118  (not a dictionary)
-            tensor = opened.get_tensor(name)
-            if not tensor.dtype.is_floating_point:
-                continue
-            for chunk in tensor.flatten().split(CHUNK):
-                # One-byte floats have no isfinite of their own.
-                if not bool(torch.isfinite(chunk if chunk.itemsize > 1 else chunk.float()).all()):
-                    raise CheckpointError(
-                        f"{name} in {file} holds values that are not finite; the weights are damaged, or overflowed in "
-                        f"{str(tensor.dtype).removeprefix('torch.')}."
-                    )
+    workspace = Workspace()
+    for entry in read_header(file):
+        for _, produce in Whole(entry).blocks():
+            if not all_finite(produce(workspace), entry.dtype):
+                raise not_finite(entry.name, file, entry.dtype)
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -103,6 +92,8 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def _run_once(path: Path, checkpoint: Checkpoint) -> bool:
+    import torch
+
     from minitron_cli.models.load import load_model
     from minitron_cli.runtime.memory import available_bytes
 

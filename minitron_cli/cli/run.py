@@ -48,8 +48,11 @@ def execute(body: Callable[[], Any], *, quiet: bool, as_json: bool, show: Callab
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         result = body()
-        print(json.dumps(result, ensure_ascii=False) if as_json else show(result), flush=True)
+        if _speaks():
+            print(json.dumps(result, ensure_ascii=False) if as_json else show(result), flush=True)
     except MinitronError as error:
+        if error.exit_code == 2 and not _speaks():  # every process of a torchrun finds the same; one says it
+            raise SystemExit(2) from None
         fail(str(error), error.exit_code)
     except (KeyboardInterrupt, Terminated) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else 143
@@ -66,6 +69,11 @@ def execute(body: Callable[[], Any], *, quiet: bool, as_json: bool, show: Callab
         if type(error).__name__ == "OutOfMemoryError":  # torch's, not imported here
             fail("The device ran out of memory; use a smaller --batch-size or --micro-batch.", 1)
         raise
+
+
+def _speaks() -> bool:
+    """Whether this is the process that prints: the only one, or the first that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -25,9 +25,15 @@ def _importance(config: ImportanceConfig) -> Any:
 
 def _show_importance(result: dict[str, Any]) -> str:
     lines = [f"{result['out']}: scores of {', '.join(result['axes'])} from {result['tokens']:,} tokens"]
-    names = {"layers.bi": "block importance", "layers.loss": "loss increase"}
+    names = {"bi": "block importance", "loss": "loss increase", "kl": "KL", "mse": "distance", "task": "task drop"}
+    places = {"layers": "by layer", "blocks": "by first layer of a run", "greedy": "after each layer that leaves"}
     for kind, values in result["layers"].items():
-        lines.append(f"  {names[kind]} by layer: " + "  ".join(f"{value:.3f}" for value in values))
+        place, _, measure = kind.partition(".")
+        if kind == "greedy.order":
+            lines.append("  layers in the order they leave: " + "  ".join(f"{value:.0f}" for value in values))
+        elif place in places:
+            shown = "  ".join(f"{value:.3f}" for value in values)
+            lines.append(f"  {names[measure]} {places[place]}: {shown}")
     return "\n".join(lines)
 
 

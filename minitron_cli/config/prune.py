@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge
 
 from minitron_cli.config.base import WritingConfig, argument, option
+from minitron_cli.config.importance import LayerScore
 from minitron_cli.errors import ConfigError
 
 Size = Annotated[int, Ge(1)] | None
@@ -30,7 +31,9 @@ class PruneConfig(WritingConfig):
     heads: Size = option(None, "Query heads, cut inside each KV group.")
     kv_heads: Size = option(None, "KV heads; each leaves with its query heads.")
     head_dim: Size = option(None, "Channels per head.")
-    layer_score: Literal["auto", "loss", "bi"] = option("auto", "Layers leave by loss increase or block importance.")
+    layer_score: LayerScore = option(
+        "auto", "What decides which layers leave; auto is what `minitron importance` was told to find, else bi."
+    )
     drop_layers: tuple[Annotated[int, Ge(0)], ...] = option(
         (), "Remove exactly these layers instead: 0-based, separated by commas.", commas=True
     )

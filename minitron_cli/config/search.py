@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from minitron_cli.config.base import StageConfig, argument, option
+from minitron_cli.config.importance import LayerScore
 from minitron_cli.errors import ConfigError
 
 
@@ -41,7 +42,9 @@ class SearchConfig(StageConfig):
     warmup: Annotated[float, Ge(0), Lt(1)] = option(0.05, "Share of the steps that warm up linearly.")
     min_lr: Annotated[float, Ge(0), Le(1)] = option(0.1, "Final learning rate as a share of the peak.")
     eval_sequences: Annotated[int, Ge(1)] = option(128, "Validation sequences per loss.")
-    layer_score: Literal["auto", "loss", "bi"] = option("auto", "Layers leave by loss increase or block importance.")
+    layer_score: LayerScore = option(
+        "auto", "What decides which layers leave; auto is what `minitron importance` was told to find, else bi."
+    )
     save_every: Annotated[int, Ge(1)] = option(100, "Steps between checkpoints of the short distillation.", keyed=False)
     seed: Annotated[int, Ge(0)] = option(0, "Seed of the data order.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N, mps.")

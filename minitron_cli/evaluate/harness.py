@@ -161,12 +161,14 @@ def run_tasks(
     limit: int | None = None,
     done: Mapping[str, dict[str, Any]] | None = None,
     save: Callable[[dict[str, dict[str, Any]]], None] = lambda done: None,
+    title: str = "tasks",
 ) -> tuple[Metrics, dict[str, list[str]]]:
     """Measure all tasks, then the groups' averages.
 
     Args:
         limit: questions per task.
         done: raw metrics of tasks measured before; `save` is called with them after each task.
+        title: of the progress line.
 
     Returns:
         Metrics per task and group, in the order of the tree, and the members of each group.
@@ -174,7 +176,7 @@ def run_tasks(
     raw = dict(done or {})
     sizes = {name: min(limit or len(task.eval_docs), len(task.eval_docs)) for name, task in tasks.leaves.items()}
     finished = sum(sizes[name] for name in raw)
-    with quiet_harness(), Progress("tasks", sum(sizes.values()), "questions", start=finished) as progress:
+    with quiet_harness(), Progress(title, sum(sizes.values()), "questions", start=finished) as progress:
         from minitron_cli.evaluate.adapters import LanguageModel
 
         counter = _Counter(progress)

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.numpy import save_file
 
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.errors import FamilyError, RunError
-from minitron_cli.importance.collect import Calibration
-from minitron_cli.importance.layout import SCORES, scored_axes
+from minitron_cli.importance.activations import Activations
+from minitron_cli.importance.collect import ResidentSweep
+from minitron_cli.importance.gather import Gathered
+from minitron_cli.importance.layout import SCORES, Array, scored_axes
+from minitron_cli.importance.memory import PassMemory
+from minitron_cli.importance.removal import require_scorable, score_removals
+from minitron_cli.importance.stream import StreamedSweep
 from minitron_cli.importance.weights import weight_norm_scores
 from minitron_cli.manifest import StageOutput, fingerprint, require_disk
-from minitron_cli.models.load import load_model
 from minitron_cli.models.match import require_same_tokenizer
+from minitron_cli.models.streaming import ResidentModel, StreamedModel, open_model
 from minitron_cli.runtime.device import pick_device, pick_dtype
-from minitron_cli.runtime.memory import peak_rss_bytes, require_memory
-from minitron_cli.runtime.progress import say
-from minitron_cli.tokens import TokenDataset
+from minitron_cli.runtime.group import Group, process_group
+from minitron_cli.runtime.memory import peak_rss_bytes
+from minitron_cli.runtime.progress import quantity, say
+from minitron_cli.tokens import Split, TokenDataset, batch_rows
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class ImportanceResult:
 
 
 def run_importance(config: ImportanceConfig) -> ImportanceResult:
-    """Score a checkpoint on calibration data; forward passes only.
+    """Score a checkpoint on calibration data; forward passes only, shared by all processes of a `torchrun`.
 
     Raises:
         UserError: the input is wrong; nothing was written.
@@ -59,44 +68,80 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     inputs = {"checkpoint": fingerprint(checkpoint.path), "data": fingerprint(config.data)}
+    if config.depth_task_dir is not None:
+        inputs["tasks"] = fingerprint(config.depth_task_dir)
     output = StageOutput(config.out, "importance", config, inputs, force=config.force, resumable=True)
     if output.result is not None:
         say(f"{config.out} is up to date.")
         return ImportanceResult(**output.result)
-    _require_memory(checkpoint, config, dataset.seq_len, device, dtype.itemsize)
-    require_disk(config.out, 64 << 20, "The scores")
-    with output:
-        model = load_model(checkpoint.path, device=device, dtype=dtype)
-        calibration = Calibration(model, checkpoint.shape, config, split, output.partial)
-        calibration.restore()
-        calibration.sweep()
-        calibration.layer_losses()
-        scores = calibration.scores()
-        # Axes that no activation shows (rotary pairs, query and key channels) are ranked by weights.
-        unheard = [axis.name for axis in scored_axes(checkpoint.shape) if axis.name not in scores]
-        scores |= weight_norm_scores(checkpoint, only=unheard)
-        for name, values in scores.items():
-            if not (values == values).all():
-                raise RunError(
-                    f"Scores of {name} are not numbers; activations overflow in {dtype}, try --dtype float32."
-                )
-        save_file(scores, output.partial / SCORES)
-        result = ImportanceResult(
-            out=str(config.out),
-            samples=config.samples,
-            tokens=config.samples * dataset.seq_len,
-            axes=sorted(name for name in scores if not name.startswith("layers.")),
-            layers={name: scores[name].tolist() for name in sorted(scores) if name.startswith("layers.")},
-            seconds=round(time.monotonic() - began, 3),
-            peak_rss_bytes=peak_rss_bytes(),
-        )
-        output.commit(result.to_json())
+    memory = PassMemory.of(checkpoint, config, dataset.seq_len, device, dtype)
+    memory.require()
+    streamed = config.stream or not memory.resident_fits()
+    require_scorable(config, checkpoint.shape["layers"], streamed=streamed)
+    if streamed:
+        held, whole = quantity(memory.frame + memory.layer // 2), quantity(memory.weights)
+        say(f"One layer at a time: {held}B of {whole}B of weights in memory.")
+    # A streamed pass keeps two sets of states on disk, so that it can go on where it was killed.
+    require_disk(config.out, (64 << 20) + 2 * memory.states * streamed, "The calibration pass")
+    with process_group() as group:
+        group.wait()  # all have looked at OUT before one of them changes it
+        with output if group.main else nullcontext():
+            group.wait()
+            model = open_model(checkpoint, device, dtype, streamed=streamed)
+            scores = _swept(model, config, split, group, output.partial, memory.place())
+            scores |= _removed(model, config, split, group, output.partial)
+            # Axes that no activation shows (rotary pairs, query and key channels) are ranked by weights.
+            unheard = [axis.name for axis in scored_axes(checkpoint.shape) if axis.name not in scores]
+            scores |= weight_norm_scores(checkpoint, only=unheard)
+            _require_finite(scores, dtype)
+            result = ImportanceResult(
+                out=str(config.out),
+                samples=config.samples,
+                tokens=config.samples * dataset.seq_len,
+                axes=sorted(name for name in scores if "." not in name),
+                layers={name: scores[name].tolist() for name in sorted(scores) if "." in name},
+                seconds=round(time.monotonic() - began, 3),
+                peak_rss_bytes=peak_rss_bytes(),
+            )
+            if group.main:
+                save_file(scores, output.partial / SCORES)
+                output.commit(result.to_json())
+            group.wait()
     return result
 
 
-def _require_memory(checkpoint: Checkpoint, config: ImportanceConfig, seq_len: int, device: Any, itemsize: int) -> None:
-    shape = checkpoint.shape
-    tokens = config.batch_size * seq_len
-    widest = max(shape["hidden"] * 6, shape.sizes.get("ffn", 0) * 4)
-    parts = {"weights": shape.params * itemsize, "activations": tokens * widest * 4}
-    require_memory(parts, device, "use a smaller --batch-size, or a device with more memory")
+def _swept(
+    model: ResidentModel | StreamedModel,
+    config: ImportanceConfig,
+    split: Split,
+    group: Group,
+    partial: Path,
+    place: torch.device | None,
+) -> dict[str, Array]:
+    """Width scores and block importance: this process's share of the sequences, joined with those of all others."""
+    rows = group.share(batch_rows(config.seed, 0, config.samples, len(split)))
+    gathered = Gathered(model, config)
+    mine = f"{group.rank}-of-{group.size}"
+    if isinstance(model, StreamedModel):
+        size = (len(rows), split.tokens.shape[1], model.shape["hidden"])
+        activations = Activations(size, model.dtype, partial / f"state.activations-{mine}", place=place)
+        state = partial / f"state.streamed-{mine}.safetensors"
+        StreamedSweep(model, gathered, activations, config, split, rows, state).run()
+    else:
+        ResidentSweep(model, gathered, config, split, rows, partial / f"state.sweep-{mine}.safetensors").run()
+    gathered.merge_over(group)
+    return gathered.scores()
+
+
+def _removed(
+    model: ResidentModel | StreamedModel, config: ImportanceConfig, split: Split, group: Group, partial: Path
+) -> dict[str, Array]:
+    """Depth scores: what the model loses without some of its layers."""
+    rows = batch_rows(config.seed, 0, config.samples, len(split))[: config.loss_samples]
+    return score_removals(model, split, group.share(rows), config, partial, group)
+
+
+def _require_finite(scores: dict[str, Array], dtype: torch.dtype) -> None:
+    for name, values in scores.items():
+        if not (values == values).all():
+            raise RunError(f"Scores of {name} are not numbers; activations overflow in {dtype}, try --dtype float32.")

@@ -29,6 +29,13 @@ class SampleStatistic:
         self.first = torch.zeros(units, dtype=torch.float64)
         self.second = torch.zeros(units, dtype=torch.float64)
 
+    @classmethod
+    def of(cls, kind: str, count: int, first: torch.Tensor, second: torch.Tensor) -> SampleStatistic:
+        """A statistic in a known state."""
+        statistic = cls(len(first), kind)
+        statistic.count, statistic.first, statistic.second = count, first, second
+        return statistic
+
     def add(self, samples: torch.Tensor) -> None:
         """Take in per-sample scores, (batch, units)."""
         values = samples.double().cpu()
@@ -52,3 +59,14 @@ class SampleStatistic:
         if self.kind == "l2":
             return self.second.sqrt()
         return self.second / self.count
+
+    def merge(self, other: SampleStatistic) -> None:
+        """Take in the samples another statistic has seen (Chan, Golub and LeVeque 1979 for the variance)."""
+        if self.kind == "var" and other.count:
+            both = self.count + other.count
+            delta = other.first - self.first
+            self.first = self.first + delta * (other.count / both)
+            self.second = self.second + other.second + delta.square() * (self.count * other.count / both)
+        else:
+            self.first, self.second = self.first + other.first, self.second + other.second
+        self.count += other.count

@@ -1,29 +1,49 @@
-"""Read scores back, for the checkpoint they were made for."""
+"""Read scores back, for the checkpoint they were made for and the cuts that are planned."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.numpy import load_file
 
 from minitron_cli.errors import InputError
-from minitron_cli.importance.layout import SCORES, Scores, score_shape, scored_axes
+from minitron_cli.importance.layout import SCORES, Array, Scores, score_shape, scored_axes
 from minitron_cli.manifest import read_manifest
 from minitron_cli.shape import Shape
 
-LAYER_SCORES = ("loss", "bi")
+WORDS = {
+    "loss": "loss increase",
+    "kl": "KL of the logits",
+    "mse": "distance before the head",
+    "task": "task score",
+    "bi": "block importance",
+}
+OPTIONS = {
+    "task": "--depth-task",
+    "block": "--depth block and --remove",
+    "greedy": "--depth greedy and --remove",
+}
+"""What importance is run with to have a layer score; others take --loss-samples."""
 
 
-def load_scores(directory: Path, shape: Shape, source: str, layer_score: str) -> Scores:
-    """Scores written by the importance stage for this very checkpoint.
+def load_scores(
+    directory: Path, shape: Shape, source: str, layer_score: str, removed: Collection[int]
+) -> tuple[Scores, str]:
+    """Scores written by the importance stage for this very checkpoint, and what they rank by, in words.
+
+    `layers` among the scores are (layers,), those that should leave first lowest.
 
     Args:
         source: fingerprint of the checkpoint to be cut.
-        layer_score: "loss", "bi", or "auto" (loss where it was measured).
+        layer_score: a measure; "block" or "greedy" for what was found with several layers removed; "auto" for these
+            where they fit `removed`, else the measure that importance was told decides, else block importance.
+        removed: how many layers the planned cuts take out, one number per cut.
 
     Raises:
-        InputError: not an importance directory, made for another checkpoint, or without the layer score asked for.
+        InputError: not an importance directory, made for another checkpoint, or without layer scores for such cuts.
     """
     manifest = read_manifest(directory)
     if manifest is None or manifest.get("stage") != "importance" or not (directory / SCORES).is_file():
@@ -31,15 +51,64 @@ def load_scores(directory: Path, shape: Shape, source: str, layer_score: str) ->
     if manifest["inputs"].get("checkpoint") != source:
         raise InputError(f"{directory} scores another checkpoint than the one to be cut; score this one.")
     stored = {name: array.astype(np.float64) for name, array in load_file(directory / SCORES).items()}
-    scores = {name: array for name, array in stored.items() if not name.startswith("layers.")}
+    scores = {name: array for name, array in stored.items() if "." not in name}
     for axis in scored_axes(shape):
         if axis.name in scores and scores[axis.name].shape != score_shape(shape, axis):
             raise InputError(
                 f"{directory}: scores of {axis.name} have another shape than the checkpoint; score it again."
             )
-    for kind in LAYER_SCORES if layer_score == "auto" else (layer_score,):
-        if f"layers.{kind}" in stored:
-            return {**scores, "layers": stored[f"layers.{kind}"]}
-    raise InputError(
-        f"{directory} has no {layer_score} layer scores; run `minitron importance` with --loss-samples above 0."
-    )
+    counts = {count for count in removed if count > 0}
+    metric = manifest["config"].get("depth_metric", "loss")
+    kind = _kind(directory, stored, shape["layers"], layer_score, metric, counts)
+    ranked_by = f"importance {directory}"
+    if counts:
+        ranked_by += f", layers by {WORDS.get(kind) or f'{kind} removal, {WORDS[metric]}'}"
+    return {**scores, "layers": _ranks(stored, shape["layers"], kind, metric)}, ranked_by
+
+
+def _kind(directory: Path, stored: Mapping[str, Array], layers: int, asked: str, metric: str, counts: set[int]) -> str:
+    """The layer score to use.
+
+    Raises:
+        InputError: it is not there, or says nothing about cuts like these.
+    """
+    names = {"block": f"blocks.{metric}", "greedy": "greedy.order"}
+    for kind in ("block", "greedy", metric, "bi") if asked == "auto" else (asked,):
+        values = stored.get(names.get(kind, f"layers.{kind}"))
+        if values is None:
+            continue
+        length = layers - len(values) + 1 if kind == "block" else len(values)
+        misfits = {
+            count for count in counts if (kind == "block" and count != length) or (kind == "greedy" and count > length)
+        }
+        if not misfits:
+            return kind
+        if asked != "auto":
+            scored = f"runs of {length} layers" if kind == "block" else f"a greedy order of length {length}"
+            raise InputError(
+                f"{directory} holds {scored}, but the cut removes {min(misfits)}; run `minitron importance` with "
+                f"--depth {kind} --remove {max(misfits)}, or choose another --layer-score."
+            )
+    how = OPTIONS.get(asked, "--depth single and --loss-samples above 0")
+    raise InputError(f"{directory} has no {asked} layer scores; run `minitron importance` with {how}.")
+
+
+def _ranks(stored: Mapping[str, Array], layers: int, kind: str, metric: str) -> Array:
+    """Scores (layers,) of which the lowest leave first."""
+    if kind == "block":
+        first, length = int(_order(stored, f"blocks.{metric}")[0]), layers - len(stored[f"blocks.{metric}"]) + 1
+        ranks = np.ones(layers)
+        ranks[first : first + length] = 0
+        return ranks
+    if kind != "task" and kind != "greedy":
+        return stored[f"layers.{kind}"]
+    order = stored["greedy.order"].astype(int) if kind == "greedy" else _order(stored, "layers.task")
+    ranks = np.full(layers, float(len(order)))
+    ranks[order] = np.arange(len(order))
+    return ranks
+
+
+def _order(stored: Mapping[str, Array], name: str) -> npt.NDArray[np.intp]:
+    """Places by rising score; where few questions leave a task's scores tied, the loss decides."""
+    values = stored[name]
+    return np.lexsort((stored.get(name.partition(".")[0] + ".loss", values), values))

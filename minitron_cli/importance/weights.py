@@ -3,65 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
-from minitron_cli.checkpoint.reader import Checkpoint
+from minitron_cli.checkpoint.blocks import Workspace, read_region, regions
+from minitron_cli.checkpoint.reader import Checkpoint, Entry, tensor_of
 from minitron_cli.checkpoint.rotary import per_unit
 from minitron_cli.checkpoint.surgery import labels
 from minitron_cli.families.expression import axes, parse
-from minitron_cli.families.schema import Axis
+from minitron_cli.families.schema import Axis, Tensor
 from minitron_cli.importance.layout import Array, Scores, score_shape, scored_axes
 from minitron_cli.shape import Shape
 
-BLOCK_ELEMENTS = 1 << 24
-"""Elements squared at once: 64 MiB in fp32, however large the embedding."""
+BLOCK_BYTES = 4 << 20
+"""Bytes squared at once; the squares in fp64 take four times as much beside them for bf16."""
+WORKERS = 2
+"""Tensors in flight: one is read while another is squared."""
 
 
-def weight_norm_scores(
-    checkpoint: Checkpoint, *, only: Collection[str] | None = None, on_tensor: Callable[[], None] = lambda: None
-) -> Scores:
-    """Root of the summed squares of all weights that belong to a unit; one pass over the file, one tensor in memory.
+def normed_tensors(
+    checkpoint: Checkpoint, only: Collection[str] | None = None
+) -> list[tuple[Entry, Tensor, int | None]]:
+    """What the pass reads: (where it is, declaration, layer).
 
     Norm weights are left out: they scale activations, their size says little of a channel's use.
 
     Args:
+        only: axes that a tensor must have one of.
+    """
+    return [
+        (checkpoint.entries[name], tensor, layer)
+        for name, (tensor, layer) in checkpoint.declared.items()
+        if tensor.role not in ("norm", "query_norm", "buffer")
+        and (only is None or any(axes(parse(text)) & set(only) for text in tensor.dims))
+    ]
+
+
+def weight_norm_scores(
+    checkpoint: Checkpoint, *, only: Collection[str] | None = None, on_bytes: Callable[[int], None] = lambda count: None
+) -> Scores:
+    """Root of the summed squares of all weights that belong to a unit; one pass over the file, a few blocks in memory.
+
+    Args:
         only: score these axes alone, and read no tensor that has none of them.
+        on_bytes: hears of progress.
+
+    Raises:
+        CheckpointError: a file ended early.
     """
     shape = checkpoint.shape
     wanted = {axis.name: axis for axis in scored_axes(shape) if only is None or axis.name in only}
     totals = {name: np.zeros(score_shape(shape, axis)) for name, axis in wanted.items()}
     layer_totals = np.zeros(shape.sizes["layers"])
-    for name, (tensor, layer) in checkpoint.declared.items():
-        on_tensor()
-        named = [axes(parse(text)) & wanted.keys() for text in tensor.dims]
-        if tensor.role in ("norm", "query_norm", "buffer") or not (only is None or any(named)):
-            continue
-        energies = squared_sums(checkpoint.read(name))
-        if layer is not None:
-            layer_totals[layer] += energies[0].sum()
-        for energy, text, found in zip(energies, tensor.dims, named, strict=True):
-            for axis_name in found:
-                _add(totals[axis_name], energy, shape, wanted[axis_name], text, layer)
+    tensors = normed_tensors(checkpoint, None if only is None else wanted)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        # In the order of the table, whichever is done first: sums are the same every time.
+        found = pool.map(squared_sums, [entry for entry, _, _ in tensors])
+        for (entry, tensor, layer), energies in zip(tensors, found, strict=True):
+            if layer is not None:
+                layer_totals[layer] += energies[0].sum()
+            for energy, text in zip(energies, tensor.dims, strict=True):
+                for axis_name in axes(parse(text)) & wanted.keys():
+                    _add(totals[axis_name], energy, shape, wanted[axis_name], text, layer)
+            on_bytes(entry.nbytes)
     scores = {name: np.sqrt(total) for name, total in totals.items()}
     return scores if only is not None else {**scores, "layers": np.sqrt(layer_totals)}
 
 
-def squared_sums(tensor: torch.Tensor) -> list[Array]:
-    """For each dimension, the squares summed over all others: fp32 squares, fp64 sums, a block of rows at a time."""
-    rows = max(1, BLOCK_ELEMENTS // max(tensor[0].numel(), 1))
-    sums = [torch.zeros(length, dtype=torch.float64) for length in tensor.shape]
-    for start in range(0, len(tensor), rows):
-        squares = tensor[start : start + rows].float().square()
-        for dim, total in enumerate(sums):
+def squared_sums(entry: Entry) -> list[Array]:
+    """For each dimension, the squares summed over all others, in fp64, a block at a time."""
+    sums = [np.zeros(length) for length in entry.shape]
+    workspace = Workspace()
+    for region in regions(entry, [np.arange(length) for length in entry.shape], BLOCK_BYTES):
+        stored = read_region(entry, region, workspace)
+        squares = tensor_of(stored, entry.dtype, stored.shape).to(torch.float64).square_()
+        for dim, (total, part) in enumerate(zip(sums, region.at, strict=True)):
             others = [other for other in range(squares.ndim) if other != dim]
-            part = squares.sum(others, dtype=torch.float64) if others else squares.double()
-            if dim == 0:
-                total[start : start + rows] = part
-            else:
-                total += part
-    return [total.numpy() for total in sums]
+            total[part] += (squares.sum(others) if others else squares).numpy()
+    return sums
 
 
 def _add(total: Array, energy: Array, shape: Shape, axis: Axis, text: str, layer: int | None) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from minitron_cli.checkpoint.companions import copy_companions
-from minitron_cli.checkpoint.reader import TORCH_DTYPES, Checkpoint
+from minitron_cli.checkpoint.dtypes import TORCH_DTYPES
+from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.manifest import write_json
 
 

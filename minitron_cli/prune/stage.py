@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from minitron_cli.checkpoint.companions import check_companions
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.multimodal import WrappedPart, is_wrapped, open_checkpoint, open_shape, refuse_shared
 from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint
-from minitron_cli.checkpoint.verify import check_contents, check_structure
+from minitron_cli.checkpoint.verify import check_structure
+from minitron_cli.checkpoint.writer import WeightFiles
 from minitron_cli.config.prune import PruneConfig
-from minitron_cli.errors import ConfigError, InputError, OutputError
+from minitron_cli.errors import CheckpointError, ConfigError, InputError, OutputError
 from minitron_cli.importance.store import load_scores
-from minitron_cli.importance.weights import weight_norm_scores
 from minitron_cli.manifest import StageOutput, fingerprint, read_manifest, require_disk
-from minitron_cli.models.load import stock_config
-from minitron_cli.prune.execute import check_plan, pruned_bytes, write_pruned
+from minitron_cli.prune.execute import check_plan, create_pruned, written_tensors
 from minitron_cli.prune.plan import PrunePlan, make_plan, planned_config, size_plan
 from minitron_cli.prune.sizes import complete_target
 from minitron_cli.runtime.memory import peak_rss_bytes
@@ -51,17 +53,29 @@ def plan_prune(config: PruneConfig) -> PrunePlan:
     if _only_config(path) and config.plan is None and config.search is None:
         return _size_plan(config, path)
     checkpoint = open_checkpoint(path, text_only=config.text_only)
+    plan = _plan(config, checkpoint)
+    _require_stock(planned_config(checkpoint.shape, plan))
+    return plan
+
+
+def _plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
+    """The plan for a checkpoint, not yet shown to the stock class."""
     _ = checkpoint.declared
     for notice, count in checkpoint.dropped().items():
         say(f"{count} tensors are left out: {notice}")
-    if config.plan is not None or config.search is not None:
-        plan = _saved_plan(config)
-        check_plan(plan, checkpoint.shape)
-        _check_shared(checkpoint, plan.sizes)
-    else:
-        plan = _ranked_plan(config, checkpoint)
-    stock_config(planned_config(checkpoint.shape, plan))
+    if config.plan is None and config.search is None:
+        return _ranked_plan(config, checkpoint)
+    plan = _saved_plan(config)
+    check_plan(plan, checkpoint.shape)
+    _check_shared(checkpoint, plan.sizes)
     return plan
+
+
+def _require_stock(config: Mapping[str, Any]) -> None:
+    """Insist that the stock class accepts a config; its import takes seconds."""
+    from minitron_cli.models.load import stock_config
+
+    stock_config(dict(config))
 
 
 def _only_config(path: Path) -> bool:
@@ -75,7 +89,7 @@ def _size_plan(config: PruneConfig, path: Path) -> PrunePlan:
     plan = size_plan(shape, _target(config), drop_layers=config.drop_layers)
     if is_wrapped(path) and not config.text_only:
         refuse_shared(shape, plan.sizes)
-    stock_config(planned_config(shape, plan))
+    _require_stock(planned_config(shape, plan))
     return plan
 
 
@@ -110,12 +124,16 @@ def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
     # Sizes first: a wrong one is told before any weight is read.
     _check_shared(checkpoint, complete_target(checkpoint.shape, target))
     if config.importance is not None:
-        scores = load_scores(config.importance, checkpoint.shape, fingerprint(checkpoint.path), config.layer_score)
-        ranked_by = f"importance {config.importance}"
+        removed = checkpoint.shape["layers"] - target.get("layers", checkpoint.shape["layers"])
+        source = fingerprint(checkpoint.path)
+        scores, ranked_by = load_scores(config.importance, checkpoint.shape, source, config.layer_score, {removed})
     else:
+        from minitron_cli.importance.weights import normed_tensors, weight_norm_scores
+
         say("No --importance given: units are ranked by weight norms.")
-        with Progress("weight norms", len(checkpoint.declared), "tensors") as progress:
-            scores, ranked_by = weight_norm_scores(checkpoint, on_tensor=progress.advance), "weight norms"
+        total = sum(entry.nbytes for entry, _, _ in normed_tensors(checkpoint))
+        with Progress("weight norms", total, "bytes") as progress:
+            scores, ranked_by = weight_norm_scores(checkpoint, on_bytes=progress.advance), "weight norms"
     return make_plan(checkpoint.shape, scores, target, ranked_by=ranked_by, drop_layers=config.drop_layers)
 
 
@@ -145,19 +163,43 @@ def run_prune(config: PruneConfig) -> PruneResult:
     if output.result is not None:
         say(f"{config.out} is up to date.")
         return PruneResult(**output.result)
-    plan = plan_prune(config)
     checkpoint = open_checkpoint(path, text_only=config.text_only)
-    total = pruned_bytes(checkpoint, plan)
+    plan = _plan(config, checkpoint)
+    tensors = list(written_tensors(checkpoint, plan))
+    total = sum(planned.nbytes for planned, _ in tensors)
     require_disk(config.out, total + (64 << 20), "The pruned checkpoint")
     with output:
-        with Progress("prune", total, "bytes") as progress:
-            write_pruned(checkpoint, plan, output.partial, shard_bytes=config.shard_bytes, on_bytes=progress.advance)
-        check_structure(output.partial, expected_params=plan.params_after)
-        check_contents(output.partial, source=path)
-        shape = open_checkpoint(output.partial).shape
+        files = create_pruned(checkpoint, plan, tensors, output.partial, shard_bytes=config.shard_bytes)
+        _fill(files, total, planned_config(checkpoint.shape, plan), plan, output.partial)
+        check_companions(path, output.partial)
+        if fingerprint(path) != inputs["checkpoint"]:
+            raise CheckpointError(f"{path} changed while it was read; let it come to rest and run again.")
         result = PruneResult(
-            str(config.out), plan.params_before, plan.params_after, shape.shown(),
+            str(config.out), plan.params_before, plan.params_after, open_checkpoint(output.partial).shape.shown(),
             round(time.monotonic() - began, 3), peak_rss_bytes(),
         )  # fmt: skip
         output.commit(result.to_json())
     return result
+
+
+def _fill(files: WeightFiles, total: int, config: Mapping[str, Any], plan: PrunePlan, directory: Path) -> None:
+    """Copy the values while the stock class, which takes seconds to import, judges config and headers.
+
+    Raises:
+        CheckpointError: the stock class refuses them, which stops the copy; a value is not finite; a file ended early.
+    """
+
+    def judge() -> None:
+        _require_stock(config)
+        check_structure(directory, expected_params=plan.params_after)
+
+    with ThreadPoolExecutor(1) as pool, Progress("prune", total, "bytes") as progress:
+        verdict = pool.submit(judge)
+
+        def on_bytes(count: int) -> None:
+            if verdict.done():
+                verdict.result()
+            progress.advance(count)
+
+        files.fill(on_bytes, finite=True)
+        verdict.result()

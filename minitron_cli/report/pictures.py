@@ -33,8 +33,10 @@ class Strip:
     gone: bool = False
 
 
-def layer_bars(title: str, values: Array, gone: Sequence[int], width: int) -> Markup:
-    """One bar per layer; removed layers pale."""
+def layer_bars(
+    title: str, values: Array, gone: Sequence[int], width: int, *, layers: Sequence[int] = (), unit: str = "layer"
+) -> Markup:
+    """One bar per layer, or per one of `layers` in that order; removed layers pale. `unit` stands below them."""
     height, left, top = 200, 44.0, 14.0
     bottom = height - 40.0
     marks, step, high = axis(min(0.0, float(values.min())), max(0.0, float(values.max())), 4)
@@ -46,8 +48,8 @@ def layer_bars(title: str, values: Array, gone: Sequence[int], width: int) -> Ma
     for tick in marks:
         parts += [line(left, y(tick), width - 8, y(tick), "axis" if tick == 0 else "grid")]
         parts += [text(left - 8, y(tick) + 4, fixed(tick, decimals(step)), anchor="end")]
-    for layer, value in enumerate(values):
-        middle = left + slot * (layer + 0.5)
+    for place, (layer, value) in enumerate(zip(layers or range(len(values)), values, strict=True)):
+        middle = left + slot * (place + 0.5)
         upper, lower = sorted((y(float(value)), y(0.0)))
         tip = el("title", f"layer {layer}: {signed(value)}{' (removed)' if layer in gone else ''}")
         class_ = "bar gone" if layer in gone else "bar"
@@ -56,10 +58,12 @@ def layer_bars(title: str, values: Array, gone: Sequence[int], width: int) -> Ma
         )
         if slot >= 42:
             parts.append(text(middle, upper - 5, fixed(value, 2), anchor="middle", class_="value"))
-        if layer % every == 0:
+        if place % every == 0:
             parts.append(text(middle, bottom + 16, layer, anchor="middle", class_="gone" if layer in gone else None))
-    parts.append(text((left + width - 8) / 2, bottom + 34, "layer", anchor="middle", class_="unit"))
-    shown = ", ".join(f"layer {layer} {fixed(value)}" for layer, value in enumerate(values))
+    parts.append(text((left + width - 8) / 2, bottom + 34, unit, anchor="middle", class_="unit"))
+    shown = ", ".join(
+        f"layer {layer} {fixed(value)}" for layer, value in zip(layers or range(len(values)), values, strict=True)
+    )
     return chart(width, height, f"{title}: {shown}.", parts)
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
-
-from markupsafe import Markup
 
 from minitron_cli.report import pictures
 from minitron_cli.report.format import count, number
 from minitron_cli.report.gather import Array, RunFiles, removed_layers, table
 from minitron_cli.report.svg import both
 
-LAYER_SCORES = (
+BLOCK_IMPORTANCE = (
+    "Block importance",
+    "1 − cosine similarity of a layer's input and output; where it is low the layer changes little",
+)
+MEASURES = (
+    ("loss", "Loss increase", "nats per token on calibration text"),
+    ("kl", "KL of the logits", "KL(whole || removed) of the next-token distributions, nats per token"),
     (
-        "layers.bi",
-        "Block importance",
-        "1 − cosine similarity of a layer's input and output; where it is low the layer changes little",
+        "mse",
+        "Distance before the head",
+        "squared distance of the states before the head, as a share of their mean square",
     ),
-    (
-        "layers.loss",
-        "Loss increase without the layer",
-        "nats per token on calibration text when this one layer is skipped",
-    ),
+    ("task", "Drop of the task", "the whole model's metric less the removed one's"),
 )
 
 
@@ -29,9 +30,10 @@ def importance(files: RunFiles) -> dict[str, Any] | None:
     """Layer scores as bars, neuron and channel scores as strips, heads as a grid."""
     gone = removed_layers(files)
     figures = []
-    for name, title, caption in LAYER_SCORES:
-        if (values := files.scores.get(name)) is not None and values.ndim == 1:
-            figures.append({"title": title, "chart": _bars(title, values, gone), "caption": caption, "legend": False})
+    if (values := files.scores.get("layers.bi")) is not None and values.ndim == 1:
+        figures.append(_bars(*BLOCK_IMPORTANCE, values, gone))
+    for measure, title, caption in MEASURES:
+        figures += _removals(files, measure, title, caption, gone)
     figures += [figure for figure in (_neurons(files, gone), _hidden(files), _heads(files, gone)) if figure is not None]
     if not figures:
         return None
@@ -44,8 +46,28 @@ def importance(files: RunFiles) -> dict[str, Any] | None:
     }
 
 
-def _bars(title: str, values: Array, gone: list[int]) -> Markup:
-    return both(lambda width: pictures.layer_bars(title, values, gone, width))
+def _removals(files: RunFiles, measure: str, title: str, caption: str, gone: list[int]) -> list[dict[str, Any]]:
+    """One measure without each layer, without each run of layers, and after each layer that left in turn."""
+    layers, blocks, greedy = (files.scores.get(f"{kind}.{measure}") for kind in ("layers", "blocks", "greedy"))
+    order = files.scores.get("greedy.order")
+    figures = []
+    if layers is not None and layers.ndim == 1:
+        figures.append(_bars(f"{title} without the layer", f"{caption}, when this one layer is skipped", layers, gone))
+    if blocks is not None and blocks.ndim == 1:
+        said = f"{caption}, by the first layer of the contiguous run that is skipped"
+        figures.append(_bars(f"{title} without a run of layers", said, blocks, [], unit="first layer of the run"))
+    if greedy is not None and order is not None and greedy.ndim == order.ndim == 1 and len(greedy) == len(order):
+        said = f"{caption}, when this layer and all to its left are skipped"
+        left = [int(layer) for layer in order]
+        figures.append(_bars(f"{title} as layers leave in turn", said, greedy, gone, left, "layer, in turn"))
+    return figures
+
+
+def _bars(
+    title: str, caption: str, values: Array, gone: list[int], layers: Sequence[int] = (), unit: str = "layer"
+) -> dict[str, Any]:
+    chart = both(lambda width: pictures.layer_bars(title, values, gone, width, layers=layers, unit=unit))
+    return {"title": title, "chart": chart, "caption": caption, "legend": False}
 
 
 def _kept(files: RunFiles, axis: str) -> float | None:

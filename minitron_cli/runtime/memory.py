@@ -5,11 +5,14 @@ from __future__ import annotations
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from minitron_cli.errors import ResourceError
+
+if TYPE_CHECKING:
+    import torch
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -23,6 +26,8 @@ def peak_rss_bytes() -> int:
 def available_bytes(device: torch.device) -> int:
     """Memory a new allocation could take on the device."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     return min(int(psutil.virtual_memory().available), _cgroup_available())
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import Checkpoint, read_config
 from minitron_cli.config.search import SearchConfig
 from minitron_cli.errors import FamilyError
-from minitron_cli.importance.layout import Scores
 from minitron_cli.importance.store import load_scores
 from minitron_cli.manifest import StageOutput, fingerprint, require_disk, write_json
 from minitron_cli.models.match import require_same_tokenizer
-from minitron_cli.prune.plan import PrunePlan, make_plan
+from minitron_cli.prune.plan import make_plan
 from minitron_cli.runtime.device import pick_device
 from minitron_cli.runtime.progress import say
 from minitron_cli.search.budget import read_grid, window
@@ -74,7 +72,9 @@ def run_search(config: SearchConfig) -> SearchResult:
     _ = checkpoint.declared
     found = feasible(config, checkpoint.shape)
     source = fingerprint(checkpoint.path)
-    scores = load_scores(config.importance, checkpoint.shape, source, config.layer_score)
+    measured = spread(found, config.candidates)
+    removed = {checkpoint.shape["layers"] - candidate.shape["layers"] for candidate in measured}
+    scores, ranked_by = load_scores(config.importance, checkpoint.shape, source, config.layer_score, removed)
     dataset = TokenDataset(config.data)
     dataset.split("train"), dataset.split("validation")
     require_same_tokenizer(dataset, {"the checkpoint": config.checkpoint})
@@ -84,11 +84,13 @@ def run_search(config: SearchConfig) -> SearchResult:
     if output.result is not None:
         say(f"{config.out} is up to date.")
         return SearchResult(**output.result)
-    measured = spread(found, config.candidates)
     require_disk(config.out, checkpoint.shape.params * 12 * 2 * max(config.finalists, 1), "The search state")
     say(f"{len(found)} shapes fit the window; measuring {len(measured)}.")
     with output:
-        plans = {candidate.name: _plan(checkpoint, scores, candidate, config.importance) for candidate in measured}
+        plans = {
+            candidate.name: make_plan(checkpoint.shape, scores, candidate.target, ranked_by=ranked_by)
+            for candidate in measured
+        }
         funnel = Funnel(config, checkpoint, dataset, plans, output.partial)
         funnel.run()
         rows = rank([_row(candidate, funnel.zero_shot, funnel.retrained) for candidate in measured])
@@ -98,10 +100,6 @@ def run_search(config: SearchConfig) -> SearchResult:
         write_json(output.partial / "candidates.json", result.to_json())
         output.commit(result.to_json())
     return result
-
-
-def _plan(checkpoint: Checkpoint, scores: Scores, candidate: Candidate, importance: Path) -> PrunePlan:
-    return make_plan(checkpoint.shape, scores, candidate.target, ranked_by=f"importance {importance}")
 
 
 def _row(
