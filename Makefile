@@ -40,7 +40,7 @@ check: setup
 	$(BIN)/python -m docs.generate --check
 
 bench: setup
-	@set -e; for script in distill_step importance_pass threads; do $(BIN)/python -m benchmarks.$$script; echo; done
+	@set -e; for script in distill_step head_loss importance_pass importance_scale prune_scale robots_verdicts audit_speed threads; do $(BIN)/python -m benchmarks.$$script; echo; done
 
 docs: setup
 	$(BIN)/python -m docs.generate

@@ -23,6 +23,9 @@ CONTRACT = {
     "verify": ["CHECKPOINT"],
     "doctor": [],
     "data prepare": ["SOURCES", "--tokenizer", "--out", "--seq-len"],
+    "data audit": ["SOURCE", "--robots", "--out", "--filter", "--unknown", "--agents", "--as-of"],
+    "data robots fetch": ["--from", "--out"],
+    "data robots import": ["PATH", "--out"],
     "importance": ["CHECKPOINT", "--data", "--out"],
     "search": [
         *("CHECKPOINT", "--importance", "--data", "--out"),

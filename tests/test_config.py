@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from minitron_cli.config.audit import AuditConfig, RobotsFetchConfig, RobotsImportConfig
 from minitron_cli.config.base import StageConfig
 from minitron_cli.config.convert import ConvertConfig
 from minitron_cli.config.data import DataConfig
@@ -22,6 +23,9 @@ from minitron_cli.config.search import SearchConfig
 from minitron_cli.errors import ConfigError
 
 NEEDED: dict[type[StageConfig], dict[str, Any]] = {
+    AuditConfig: {"source": "c.jsonl", "robots": Path("r"), "out": Path("o")},
+    RobotsFetchConfig: {"corpus": "c.jsonl", "out": Path("o")},
+    RobotsImportConfig: {"path": Path("p"), "out": Path("o")},
     ConvertConfig: {"checkpoint": "a", "out": Path("o")},
     DataConfig: {"sources": ("text",), "tokenizer": "ckpt", "out": Path("o")},
     ImportanceConfig: {"checkpoint": "ckpt", "data": Path("d"), "out": Path("o")},
@@ -112,7 +116,7 @@ BAD = [
     (DistillConfig, "lr", 0.0),
     (DistillConfig, "min_lr", 1.5),
     (DistillConfig, "beta1", 1.0),
-    (DistillConfig, "loss", "mse"),
+    (DistillConfig, "loss", "klx"),
     (EvalConfig, "limit", 0),
     (EvalConfig, "batch_size", 2.5),
     (CompressConfig, "tokens", 0),

@@ -71,7 +71,7 @@ def _parameter(config: type[StageConfig], field: dataclasses.Field[Any]) -> insp
     if field.metadata["kind"] == "argument":
         marker: Any = typer.Argument(help=field.metadata["help"], show_default=False)
     else:
-        flag = f"--{field.name.replace('_', '-')}"
+        flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
         marker = typer.Option(flag, help=field.metadata["help"])
     default = inspect.Parameter.empty if required else field.default
     if isinstance(default, tuple):

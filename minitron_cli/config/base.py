@@ -63,9 +63,9 @@ class StageConfig:
                 value = adapter.validate_python(given)
             except ValidationError as error:
                 first = error.errors()[0]
-                where = field.name.replace("_", "-")
+                where = field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
                 shown = first.get("input", given)
-                raise ConfigError(f"--{where}: {first['msg']} (got {shown!r}).") from None
+                raise ConfigError(f"{where}: {first['msg']} (got {shown!r}).") from None
             object.__setattr__(self, field.name, value)
         self.check()
 

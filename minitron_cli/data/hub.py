@@ -14,23 +14,31 @@ from minitron_cli.errors import InputError
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
-def hub_rows(name: str, subset: str | None, split: str, column: str) -> Callable[[], Iterator[Row]]:
-    """Open a Hub data set for streaming; nothing is downloaded whole, no code of the data set is run.
+def open_hub(name: str, subset: str | None, split: str) -> Any:
+    """A Hub data set for streaming; nothing is downloaded whole, no code of the data set is run.
 
     Raises:
-        InputError: not a Hub id, no such data set, subset or split, no such column, or no answer from the Hub.
+        InputError: not a Hub id, no such data set, subset or split, or no answer from the Hub.
     """
     if not _HUB_ID.fullmatch(name):
         raise InputError(f"{name} is neither an existing path nor a Hub data set id (owner/name).")
     import datasets
 
     try:
-        dataset = datasets.load_dataset(name, subset, split=split, streaming=True)
+        return datasets.load_dataset(name, subset, split=split, streaming=True)
     except Exception as error:  # network, permission, unknown names: the library raises many kinds
         raise InputError(
             f"{name} is not an existing path, and the Hub gives no such data set: {_first_line(error)}"
         ) from None
-    return _rows(dataset, name, column)
+
+
+def hub_rows(name: str, subset: str | None, split: str, column: str) -> Callable[[], Iterator[Row]]:
+    """Rows of a Hub data set.
+
+    Raises:
+        InputError: from `open_hub`, or no such column.
+    """
+    return _rows(open_hub(name, subset, split), name, column)
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -38,11 +46,11 @@ def is_saved_dataset(path: Path) -> bool:
     return (path / "dataset_dict.json").exists() or ((path / "state.json").exists() and any(path.glob("*.arrow")))
 
 
-def saved_rows(path: Path, split: str, column: str) -> Callable[[], Iterator[Row]]:
-    """Open a `save_to_disk` directory; rows come out of memory maps.
+def open_saved(path: Path, split: str) -> Any:
+    """A `save_to_disk` directory; rows come out of memory maps.
 
     Raises:
-        InputError: damaged, no such split, or no such column.
+        InputError: damaged, or no such split.
     """
     import datasets
 
@@ -55,8 +63,17 @@ def saved_rows(path: Path, split: str, column: str) -> Callable[[], Iterator[Row
             raise InputError(
                 f"{path} has no split '{split}', only {', '.join(sorted(dataset))}; choose with --hub-split."
             )
-        dataset = dataset[split]
-    return _rows(dataset, str(path), column)
+        return dataset[split]
+    return dataset
+
+
+def saved_rows(path: Path, split: str, column: str) -> Callable[[], Iterator[Row]]:
+    """Rows of a `save_to_disk` directory.
+
+    Raises:
+        InputError: from `open_saved`, or no such column.
+    """
+    return _rows(open_saved(path, split), str(path), column)
 
 
 def _rows(dataset: Any, name: str, column: str) -> Callable[[], Iterator[Row]]:

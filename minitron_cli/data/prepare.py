@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 
 from minitron_cli.config.data import DataConfig
 from minitron_cli.data.chat import ChatRenderer
+from minitron_cli.data.consent.record import audit_of
 from minitron_cli.data.meter import Meter
 from minitron_cli.data.mix import merge
-from minitron_cli.data.sources import Source, open_sources
+from minitron_cli.data.sources import Source, open_sources, parse_weight
 from minitron_cli.data.tokenise import Encoded, Encoder, encode_all, thread_pool
 from minitron_cli.errors import InputError
 from minitron_cli.manifest import StageOutput, digest, require_disk
@@ -34,7 +35,8 @@ class DataResult:
     """What was written: `tokens` and `sequences` over all splits (whole sequences), `documents` read into them.
 
     `splits`: per split `sequences`, `tokens`, `documents`, and `tokens_seen` and `bytes_seen`, which include the last,
-    incomplete sequence; their ratio is the bytes per token.
+    incomplete sequence; their ratio is the bytes per token. `consent`: source to the summary of the audit that wrote
+    it, for sources that one did.
     """
 
     out: Path
@@ -42,6 +44,7 @@ class DataResult:
     sequences: int
     documents: int
     splits: Mapping[str, Mapping[str, int]]
+    consent: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The object that `--json` prints."""
@@ -51,6 +54,7 @@ class DataResult:
             "sequences": self.sequences,
             "documents": self.documents,
             "splits": {name: dict(counts) for name, counts in self.splits.items()},
+            **({"consent": dict(self.consent)} if self.consent else {}),
         }
 
 
@@ -75,11 +79,14 @@ def run_data(config: DataConfig) -> DataResult:
     tokenizer = load_tokenizer(config.tokenizer)
     chat = ChatRenderer(tokenizer, config.tokenizer) if config.messages is not None else None
     encoder = Encoder(tokenizer, chat)
+    names = [parse_weight(word)[0] for word in config.sources]
+    consent = {name: audit for name in names if (audit := audit_of(name)) is not None}
     sources = open_sources(config)
-    output = StageOutput(config.out, "data", config, _inputs(sources, tokenizer, encoder), force=config.force)
+    inputs = _inputs(sources, tokenizer, encoder) | ({"consent": digest(consent)} if consent else {})
+    output = StageOutput(config.out, "data", config, inputs, force=config.force)
     if output.result is not None:
         say(f"{config.out} is up to date.")
-        return _result(config.out, output.result["splits"])
+        return _result(config.out, output.result["splits"], output.result.get("consent", {}))
     _notices(config, tokenizer, encoder)
     vocab_size = vocabulary_size(tokenizer)
     require_disk(config.out, _disk_needed(config, sources, vocab_size), "The prepared data")
@@ -91,7 +98,7 @@ def run_data(config: DataConfig) -> DataResult:
             masked=chat is not None, splits=splits,
             extra={"sources": packing.summary(), "separator": encoder.separator},
         )  # fmt: skip
-        result = _result(config.out, splits)
+        result = _result(config.out, splits, consent)
         output.commit(result.to_json())
     return result
 
@@ -106,9 +113,9 @@ def _inputs(sources: list[Source], tokenizer: Any, encoder: Encoder) -> dict[str
     return inputs
 
 
-def _result(out: Path, splits: Mapping[str, Mapping[str, int]]) -> DataResult:
+def _result(out: Path, splits: Mapping[str, Mapping[str, int]], consent: Mapping[str, Any]) -> DataResult:
     totals = {key: sum(counts[key] for counts in splits.values()) for key in ("tokens", "sequences", "documents")}
-    return DataResult(out=out, splits=splits, **totals)
+    return DataResult(out=out, splits=splits, consent=consent, **totals)
 
 
 def _notices(config: DataConfig, tokenizer: Any, encoder: Encoder) -> None:

@@ -96,12 +96,12 @@ def json_rows(path: Path) -> Iterator[Row]:
     """
     number = used = 0
     try:
-        with path.open("rb") as raw, _decompressed(path, raw) as stream:
+        with path.open("rb") as raw, decompressed(path, raw) as stream:
             for number, line in enumerate(stream, 1):
                 if line.isspace():
                     continue
                 where = f"{path}:{number}"
-                row = _parse(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, where, path)
+                row = parse_row(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, where, path)
                 here = raw.tell()  # of the compressed file, where it is one; the only size known beforehand
                 yield where, row, here - used
                 used = here
@@ -109,7 +109,8 @@ def json_rows(path: Path) -> Iterator[Row]:
         raise InputError(f"{path} cannot be read after line {number}: {error}.") from error
 
 
-def _decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
+def decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
+    """The stream behind .gz and .zst, by the name; others as they are."""
     if path.suffix == ".gz":
         return gzip.open(raw, "rb")  # type: ignore[return-value]
     if path.suffix == ".zst":
@@ -119,7 +120,12 @@ def _decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
     return raw
 
 
-def _parse(line: bytes, where: str, path: Path) -> dict[str, Any]:
+def parse_row(line: bytes, where: str, path: Path) -> dict[str, Any]:
+    """One line as a JSON object; `where` names it in errors.
+
+    Raises:
+        InputError: it is none.
+    """
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -54,20 +54,23 @@ class Dot:
 
 def frame(
     box: tuple[float, float, float, float], xs: Sequence[float], ys: Sequence[float], units: tuple[str, str], *,
-    from_zero: bool = False,
+    from_zero: bool = False, numbered: bool = True,
 ) -> Frame:  # fmt: skip
-    """Axes for the values, inside `box` (left, top, right, bottom); `units` name the two axes."""
+    """Axes for the values, inside `box` (left, top, right, bottom); `units` name the two axes.
+
+    `numbered=False`: the horizontal axis is left to the caller and ends where the values do.
+    """
     left, top, right, bottom = box
     x_ticks, x_step = ticks(0 if from_zero else min(xs), max(xs), max(5, int((right - left) // 110)))
     y_ticks, y_step, y_high = axis(min(ys), max(ys), max(4, int((bottom - top) // 45)))
-    x = Scale(min(x_ticks[0], min(xs)), max(xs) if from_zero else x_ticks[-1], left, right)
+    x = Scale(min(x_ticks[0], min(xs)), max(xs) if from_zero or not numbered else x_ticks[-1], left, right)
     y = Scale(y_ticks[0], y_high, bottom, top)
     digits = decimals(y_step)
     parts = []
     for tick in y_ticks:
         parts += [line(left, y(tick), right, y(tick), "grid")]
         parts += [text(left - 8, y(tick) + 4, fixed(tick, digits), anchor="end")]
-    for tick in x_ticks:
+    for tick in x_ticks if numbered else ():
         if tick <= x.high * (1 + 1e-9):
             parts += [line(x(tick), bottom, x(tick), bottom + 4, "axis")]
             parts += [text(x(tick), bottom + 18, scaled(tick, x_step), anchor="middle")]

@@ -66,6 +66,8 @@ class RunFiles:
     search: dict[str, Any] | None
     scores: dict[str, Array]
     groups: dict[str, list[str]]
+    consent: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Corpus to the summary of its consent audit."""
 
     def model(self, name: str) -> Model | None:
         """One model of the comparison."""
@@ -126,6 +128,8 @@ def gather(path: Path) -> RunFiles:
     if not path.is_dir():
         raise InputError(f"{path} is not a directory; give what `minitron run` or `minitron compress` wrote.")
     run = read_json(path / RUN)
+    if run is None and (alone := _audit(path)) is not None:
+        return alone
     if run is None:
         raise InputError(f"{path} has no {RUN}, so it is not a run; give what `minitron run` or `compress` wrote.")
     found = {name: read_json(path / name / MANIFEST) for name in _stage_names(path)}
@@ -142,7 +146,27 @@ def gather(path: Path) -> RunFiles:
         search=read_json(path / "search" / "candidates.json"),
         scores=_scores(path / "importance" / SCORES),
         groups=_groups(path),
+        consent=_consent(path, manifests),
     )
+
+
+def _audit(path: Path) -> RunFiles | None:
+    """What `data audit` wrote, as a run of that alone."""
+    manifest = read_json(path / MANIFEST)
+    if manifest is None or manifest.get("stage") != "audit":
+        return None
+    source = str(table(manifest.get("config")).get("source") or path.name)
+    nothing: dict[str, Any] = {"recipe": {}, "models": [], "curves": [], "plan": None, "search": None}
+    consent = {source: table(manifest.get("result"))}
+    run = {"name": f"Consent audit of {Path(source).name}"}
+    return RunFiles(path, run, manifests={"audit": manifest}, scores={}, groups={}, consent=consent, **nothing)
+
+
+def _consent(path: Path, manifests: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The audits that the prepared data carries, and one that lies in the run itself."""
+    found = table(table(manifests.get("data", {}).get("result")).get("consent"))
+    own = read_json(path / "audit" / "summary.json")
+    return {name: table(summary) for name, summary in found.items()} or ({"audit": own} if own is not None else {})
 
 
 def _stage_names(path: Path) -> list[str]:

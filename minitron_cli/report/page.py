@@ -10,13 +10,14 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from minitron_cli import __version__
-from minitron_cli.report import provenance, scores, sections
+from minitron_cli.report import consent, provenance, scores, sections
 from minitron_cli.report.answer import answer
 from minitron_cli.report.format import moment
 from minitron_cli.report.gather import RunFiles
 
 TITLES = {
     "answer": "Result",
+    "consent": "Consent",
     "training": "Training",
     "cuts": "What was cut",
     "search": "Search",
@@ -41,6 +42,7 @@ def render(files: RunFiles) -> str:
     """The whole page as text."""
     found: dict[str, Any] = {
         "answer": answer(files),
+        "consent": consent.consent(files),
         "training": sections.training(files),
         "cuts": sections.cuts(files),
         "search": sections.search(files),
