@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minitron_cli.config.audit import AuditConfig, RobotsFetchConfig, RobotsImportConfig
+from minitron_cli.config.audit import AuditConfig, RobotsFetchConfig, RobotsImportConfig, TermsConfig
 from minitron_cli.config.base import StageConfig
 from minitron_cli.config.convert import ConvertConfig
 from minitron_cli.config.data import DataConfig
@@ -26,6 +26,7 @@ NEEDED: dict[type[StageConfig], dict[str, Any]] = {
     AuditConfig: {"source": "c.jsonl", "robots": Path("r"), "out": Path("o")},
     RobotsFetchConfig: {"corpus": "c.jsonl", "out": Path("o")},
     RobotsImportConfig: {"path": Path("p"), "out": Path("o")},
+    TermsConfig: {"pages": Path("p"), "judge": "m:f", "out": Path("o")},
     ConvertConfig: {"checkpoint": "a", "out": Path("o")},
     DataConfig: {"sources": ("text",), "tokenizer": "ckpt", "out": Path("o")},
     ImportanceConfig: {"checkpoint": "ckpt", "data": Path("d"), "out": Path("o")},

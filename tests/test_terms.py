@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from minitron_cli.config.audit import TermsConfig
 from minitron_cli.data.consent.domain import EXTENTS, LEVELS, extent, level, organisation_extent
-from minitron_cli.data.consent.judge import KEY_VARIABLE, MAX_CHARACTERS, load_judge
 from minitron_cli.data.consent.terms import CATEGORIES, Terms, merge, mismatch, read_annotations
+from minitron_cli.data.consent.terms_judge import KEY_VARIABLE, MAX_CHARACTERS, load_judge
+from minitron_cli.data.consent.terms_stage import run_terms
 from minitron_cli.data.robots import RobotsTxt
 from minitron_cli.errors import ConfigError, InputError, RunError
 
@@ -223,6 +225,40 @@ def test_function_as_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         with pytest.raises(ConfigError):
             load_judge(name)
     sys.modules.pop("my_judge")
+
+
+def test_pages_become_annotations_and_a_stopped_run_asks_no_page_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stopping_judge.py").write_text(
+        "asked = []\nlimit = 2\n"
+        "def judge(domain, text):\n"
+        "    if len(asked) == limit:\n        raise KeyboardInterrupt\n"
+        "    asked.append(domain)\n    return {'license': {'code': len(text), 'evidence': text}}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    pages = tmp_path / "pages.jsonl"
+    rows = [("a.com", "x"), ("b.com", "xx"), ("a.com", "xxx"), ("c.com", "xx")]
+    pages.write_text("".join(json.dumps({"domain": domain, "text": text}) + "\n" for domain, text in rows))
+    config = TermsConfig(pages=pages, judge="stopping_judge:judge", out=tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        run_terms(config)
+    with (tmp_path / "out.partial" / "state.answers.jsonl").open("a") as state:
+        state.write('{"domain": "a.c')  # a line that a kill cut short
+    module = sys.modules.pop("stopping_judge")
+    (tmp_path / "stopping_judge.py").write_text((tmp_path / "stopping_judge.py").read_text().replace("2", "9"))
+    assert run_terms(config) == {
+        "out": str(tmp_path / "out"), "pages": 4, "domains": 3, "judge": "stopping_judge:judge"
+    }  # fmt: skip
+    assert module.asked + sys.modules.pop("stopping_judge").asked == ["a.com", "b.com", "a.com", "c.com"]
+    found = read_annotations(tmp_path / "out" / "annotations.jsonl")
+    assert {domain: terms.codes for domain, terms in found.items()} == {
+        "a.com": {"license": 1}, "b.com": {"license": 2}, "c.com": {"license": 2}
+    }  # fmt: skip
+    for text, words in (("", "holds no pages"), ("[1]\n", "line 1"), ('{"domain": "a"}\n', "line 1")):
+        pages.write_text(text)
+        with pytest.raises(InputError, match=words):
+            run_terms(config)
 
 
 class Endpoint(BaseHTTPRequestHandler):

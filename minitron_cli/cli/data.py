@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from minitron_cli.cli.command import add_stage
-from minitron_cli.config.audit import AuditConfig, RobotsFetchConfig, RobotsImportConfig
+from minitron_cli.config.audit import AuditConfig, RobotsFetchConfig, RobotsImportConfig, TermsConfig
 from minitron_cli.config.data import DataConfig
 
 _STATUS = {
@@ -84,6 +84,16 @@ def _counts(label: str, found: dict[str, Any], total: dict[str, Any]) -> str:
     return _line(*cells)
 
 
+def _terms(config: TermsConfig) -> Any:
+    from minitron_cli.data.consent.terms_stage import run_terms
+
+    return run_terms(config)
+
+
+def _show_terms(result: dict[str, Any]) -> str:
+    return f"{result['out']}/annotations.jsonl: {result['pages']:,} pages of {result['domains']:,} domains"
+
+
 def _fetch(config: RobotsFetchConfig) -> Any:
     from minitron_cli.data.consent.fetch import run_fetch
 
@@ -115,6 +125,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(help="Prepare training text; audit what it may be used for.", no_args_is_help=True)
     add_stage(group, "prepare", DataConfig, _run, _show)
     add_stage(group, "audit", AuditConfig, _audit, _show_audit)
+    add_stage(group, "terms", TermsConfig, _terms, _show_terms)
     robots = typer.Typer(help="Fill a store of robots.txt files.", no_args_is_help=True)
     add_stage(robots, "fetch", RobotsFetchConfig, _fetch, _show_fetch)
     add_stage(robots, "import", RobotsImportConfig, _import, _show_import)

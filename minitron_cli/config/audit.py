@@ -128,3 +128,17 @@ class RobotsImportConfig(StageConfig):
                 datetime.fromisoformat(self.date)
             except ValueError:
                 raise ConfigError(f"--date {self.date} is not a date such as 2025-06-30.") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermsConfig(WritingConfig):
+    """Let a judge of your choice read terms of service; its answers are annotations for `data audit --terms`."""
+
+    pages: Path = argument("JSONL with a domain and the text of a terms page on every line.", keyed=False)
+    judge: str = required(
+        "module:function called with domain and text, or an OpenAI-compatible endpoint as https://host/v1#model "
+        "(its key in OPENAI_API_KEY)."
+    )
+    domain_column: str = option("domain", "Key that holds the domain.")
+    text_column: str = option("text", "Key that holds the text.")
+    timeout: Annotated[float, Gt(0)] = option(120.0, "Seconds that one answer may take.", keyed=False)

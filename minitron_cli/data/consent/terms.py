@@ -1,6 +1,6 @@
 """Terms of service: the taxonomy of Consent in Crisis (section 2.2), annotations per domain, and the mismatch table.
 
-What terms say is read by people or by a judge of the user's choice (`judge.py`), never guessed from keywords here.
+What terms say is read by people or by a judge of the user's choice (`terms_judge.py`), never guessed from keywords.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from minitron_cli.data.consent.terms import CATEGORIES, Terms, check_codes
 from minitron_cli.errors import ConfigError, InputError, RunError
 
-Judge = Callable[[str, str], Terms]
+TermsJudge = Callable[[str, str], Terms]
 """(domain, text of the terms) to codes with evidence."""
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -24,7 +24,7 @@ MAX_CHARACTERS = 100_000
 """Longer terms are refused rather than cut: the clause that matters may be the last."""
 
 
-def load_judge(name: str, timeout: float = 120.0) -> Judge:
+def load_judge(name: str, timeout: float = 120.0) -> TermsJudge:
     """`module:function`, or the base URL of an OpenAI-compatible endpoint with the model: `https://host/v1#model`.
 
     A function gets (domain, text) and returns `Terms`, or a mapping of category to code or to {code, evidence}.
