@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 from minitron_cli.data.documents import missing_column
 from minitron_cli.data.readers import Row
 from minitron_cli.errors import InputError
+
+# Its retries are not our user's news; what fails in the end is told in one sentence.
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
