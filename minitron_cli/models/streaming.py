@@ -17,6 +17,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError
 from minitron_cli.models.layerwise import LayerwiseModel
 from minitron_cli.models.load import load_model, stock_config
+from minitron_cli.runtime.memory import give_back_freed
 
 
 class ResidentModel(LayerwiseModel):
@@ -71,6 +72,7 @@ class StreamedModel(LayerwiseModel):
                 for leaf, parameter in module._parameters.items():
                     if parameter is not None:
                         module._parameters[leaf] = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+            give_back_freed()
 
     def _load(self, layer: int | None) -> None:
         """Read the tensors of one layer, or of the frame; the stock loader's own conversions apply."""
