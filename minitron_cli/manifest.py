@@ -103,7 +103,7 @@ def sync_tree(path: Path) -> None:
         sync_directory(Path(root))
 
 
-def require_disk(out: Path, needed: int, what: str) -> None:
+def require_disk(out: Path, needed: int, what: str, option: str = "--out") -> None:
     """Refuse before any work when the disk that will hold `out` lacks `needed` bytes.
 
     Raises:
@@ -116,7 +116,7 @@ def require_disk(out: Path, needed: int, what: str) -> None:
     if free < needed:
         raise ResourceError(
             f"{what} needs {needed / 1e9:.2f} GB of disk and {place} has {free / 1e9:.2f} GB free; "
-            "free some space or choose another --out."
+            f"free some space or choose another {option}."
         )
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from minitron_cli.families import family_for
-from minitron_cli.families.schema import Family, lookup
+from minitron_cli.families.expression import parse, size
+from minitron_cli.families.schema import Family, Tensor, lookup
 
 SHOWN = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab")
 """Axes every report shows, in this order, where the family has them."""
+
+WINDOW = "sliding_attention"
+"""Tag of layers that keep a window of the context."""
+
+EXPERTS = re.compile(r"\.experts\.(?:(\d+)\.)?")
+"""In names of routed experts on disk; with the number of the expert, where each has tensors of its own."""
 
 
 @dataclass(frozen=True)
@@ -57,34 +66,84 @@ class Shape:
     @property
     def params(self) -> int:
         """Parameters of the stock class: tied tensors once, no buffers."""
-        return sum(
-            math.prod(self.family.tensor_shape(tensor, self.sizes))
-            for _, tensor, _ in self.family.expected(self.config)
-            if tensor.role != "buffer"
-        )
+        return sum(count for _, count in self._elements())
 
     @property
     def params_embedding(self) -> int:
         """Parameters of tensors that have a vocabulary dimension (input embedding, untied head)."""
-        return sum(
-            math.prod(self.family.tensor_shape(tensor, self.sizes))
-            for _, tensor, _ in self.family.expected(self.config)
-            if "vocab" in tensor.dims
-        )
+        return sum(count for tensor, count in self._elements() if "vocab" in tensor.dims)
 
     @property
     def params_non_embedding(self) -> int:
         """`params` without the tensors that have a vocabulary dimension."""
         return self.params - self.params_embedding
 
+    @property
+    def params_active(self) -> int:
+        """`params` without the routed experts that a token does not pass; `params` in a dense model."""
+        return sum(count for _, count in self._elements(active=True))
+
+    @property
+    def experts_per_token(self) -> int:
+        """Routed experts that each token passes; 0 in a dense model, all where the config does not say."""
+        experts = self.sizes.get("experts", 0)
+        chosen = lookup(self.family.with_defaults(self.config), self.family.chosen_key)
+        return min(experts, chosen) if isinstance(chosen, int) and chosen > 0 else experts
+
+    def _elements(self, *, active: bool = False) -> list[tuple[Tensor, int]]:
+        """(declaration, elements of all tensors that follow it) of all parameters; `active`: of chosen experts."""
+        chosen = self.experts_per_token
+        counts: Counter[tuple[int, bool]] = Counter()
+        tensors: dict[int, Tensor] = {}
+        for name, tensor, _ in self.family.expected(self.config):
+            number = EXPERTS.search(name) if active else None
+            if tensor.role == "buffer" or (number and number[1] and int(number[1]) >= chosen):
+                continue
+            tensors[id(tensor)] = tensor
+            counts[id(tensor), number is not None and not number[1]] += 1
+        found = []
+        for (key, stacked), count in counts.items():
+            # A stacked tensor holds all experts: its outermost dimension shrinks to the chosen ones.
+            sizes = {**self.sizes, "experts": chosen} if stacked else self.sizes
+            found.append((tensors[key], count * math.prod(self.family.tensor_shape(tensors[key], sizes))))
+        return found
+
     def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
         """KV-cache bytes per token of context, over all layers (windows counted as full attention)."""
         return self.family.cached_elements(self.config) * element_bytes
 
-    def flops_per_token(self) -> int:
-        """Multiply-adds of one forward pass times two, matrices only (attention over the context left out)."""
-        head = self.sizes["vocab"] * self.sizes["hidden"]
-        return 2 * (self.params_non_embedding + head)
+    def seen_tokens(self, context: int) -> list[int]:
+        """Tokens of the context that each layer keeps: all, or its window."""
+        window = lookup(self.family.with_defaults(self.config), self.family.window_key)
+        kept = min(context, window) if isinstance(window, int) and window > 0 else context
+        return [kept if WINDOW in tags else context for tags in self.family.layer_tags(self.config, self["layers"])]
+
+    def kv_bytes(self, context: int, element_bytes: int = 2) -> int:
+        """KV-cache bytes of one sequence of `context` tokens; layers with a window keep the window."""
+        tags = self.family.layer_tags(self.config, self["layers"])
+        per_tag = {tag: size(parse(text), self.sizes) for tag, text in self.family.cache.items()}
+        return element_bytes * sum(
+            seen * sum(count for tag, count in per_tag.items() if not tag or tag in layer)
+            for layer, seen in zip(tags, self.seen_tokens(context), strict=True)
+        )
+
+    def flops_per_token(self, context: int = 0) -> int:
+        """Floating-point operations of one forward pass per token, the token seeing `context` tokens.
+
+        Two per parameter that the token meets outside the embedding (norms and biases counted like matrices), two per
+        element of the head, two per multiply-add of attention over the context.
+        """
+        elements = self._elements(active=True)
+        head = max(count for tensor, count in elements if "vocab" in tensor.dims)
+        return 2 * (sum(count for tensor, count in elements if not tensor.is_table) + head + self._attention(context))
+
+    def _attention(self, context: int) -> int:
+        if not context:
+            return 0
+        per_pair = size(parse(self.family.attention), self.sizes)
+        tags = self.family.layer_tags(self.config, self["layers"])
+        cached = [any(not tag or tag in layer for tag in self.family.cache) for layer in tags]
+        return sum(per_pair * seen for seen, has in zip(self.seen_tokens(context), cached, strict=True) if has)
 
     def dtype_bytes(self) -> int:
         """Bytes per element of the dtype the config names (2 where it names none)."""

@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from minitron_cli.config.distill import DistillConfig
+from minitron_cli.distill.checkpoints import Checkpoints
+from minitron_cli.distill.schedule import learning_rate
 from minitron_cli.distill.stage import run_distill
-from minitron_cli.distill.trainer import Batch, Trainer, learning_rate
+from minitron_cli.distill.trainer import Batch, Trainer
 from minitron_cli.errors import InputError, ResourceError, RunError
 from minitron_cli.evaluate.perplexity import evaluate_split
 from minitron_cli.models.load import load_model
@@ -87,7 +89,7 @@ def test_masked_tokens_do_not_teach(chain: dict[str, Any]) -> None:
         model = load_model(chain["student"], device=torch.device("cpu"), dtype=torch.float32)
         ids = torch.tensor([[5, 6, 7, 8, last]])
         targets = torch.tensor([[False, True, False, False]])
-        losses.append(Trainer(model, config, 1, torch.float32).update([Batch(ids, targets)], [], 0))
+        losses.append(Trainer(model, config, 1, torch.float32).update([Batch(ids, targets)], [], 0).loss)
     assert losses[0] == losses[1]
 
 
@@ -133,7 +135,7 @@ def test_a_disk_that_fills_midway_keeps_the_last_checkpoint(
     monkeypatch.setattr(state, "save_file", failing)
     with pytest.raises(RunError, match="The disk filled up"):
         run_distill(DistillConfig(**chain, **settings))
-    assert state.load_state(chain["out"].with_name("out.partial") / "state.safetensors")[1]["step"] == 4
+    assert Checkpoints(chain["out"].with_name("out.partial"), 1).newest()[1]["step"] == 4
     monkeypatch.setattr(state, "save_file", real)
     run_distill(DistillConfig(**chain, **settings))
     undisturbed = chain["out"].with_name("undisturbed")

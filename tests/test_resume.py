@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers_chain import make_checkpoint, make_data
@@ -62,10 +65,19 @@ RESULT = {
     "importance --stream": "scores.safetensors",
 }
 STATES = {
-    "distill": ["state.safetensors"],
+    "distill": ["state.step-*.safetensors"],
     "importance": ["state.sweep-0-of-1.safetensors", "state.depth-0-of-1.safetensors"],
     "importance --stream": ["state.streamed-0-of-1.safetensors", "state.depth-0-of-1.safetensors"],
 }
+
+
+def written(partial: Path, pattern: str) -> int:
+    """When the newest file of that name was written, in nanoseconds; 0 without one."""
+    times = []
+    for file in partial.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # replaced meanwhile
+            times.append(file.stat().st_mtime_ns)
+    return max(times, default=0)
 
 
 @pytest.mark.parametrize("stage", RESULT)
@@ -78,10 +90,9 @@ def test_kill_and_resume_is_bit_identical(stage: str, chain: tuple[Path, Path], 
     killed_when(arguments, (partial / "minitron.partial.json").exists)
     assert not out.exists()
     for name in STATES[stage]:
-        state = partial / name
-        killed_when(arguments, state.exists)
-        first = state.stat().st_mtime_ns
-        killed_when(arguments, lambda: state.exists() and state.stat().st_mtime_ns != first)  # noqa: B023
+        killed_when(arguments, lambda: written(partial, name))  # noqa: B023
+        first = written(partial, name)
+        killed_when(arguments, lambda: written(partial, name) not in (0, first))  # noqa: B023
     said = finish(arguments)
     assert stage != "distill" or "Resuming at step" in said
     assert (out / RESULT[stage]).read_bytes() == (undisturbed / RESULT[stage]).read_bytes()
@@ -89,14 +100,15 @@ def test_kill_and_resume_is_bit_identical(stage: str, chain: tuple[Path, Path], 
     assert "up to date" in finish(arguments)
 
 
-def test_ctrl_c_and_sigterm_leave_a_resumable_state(chain: tuple[Path, Path], tmp_path: Path) -> None:
-    """Exit codes 130 and 143, one sentence, and the next run goes on."""
-    arguments = command("distill", chain, tmp_path / "out")
-    state = tmp_path / "out.partial" / "state.safetensors"
+def test_ctrl_c_and_sigterm_save_the_step_they_meet(chain: tuple[Path, Path], tmp_path: Path) -> None:
+    """Exit codes 130 and 143, a checkpoint of the running step, and the next run goes on to the same bytes."""
+    arguments = [*command("distill", chain, tmp_path / "out"), "--keep", "2"]
+    partial = tmp_path / "out.partial"
+    steps = [0]
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment())
-        before = state.stat().st_mtime_ns if state.exists() else 0
-        while not state.exists() or state.stat().st_mtime_ns == before:
+        before = last_step(partial)
+        while last_step(partial) < before + 4:
             assert process.poll() is None
             time.sleep(0.002)
         process.send_signal(number)
@@ -104,4 +116,29 @@ def test_ctrl_c_and_sigterm_leave_a_resumable_state(chain: tuple[Path, Path], tm
         assert process.returncode == code
         assert b"continues from the last checkpoint" in said
         assert b"Traceback" not in said
-    assert "Resuming at step" in finish(arguments)
+        saved = int(said.decode().split("Saved at step ")[1].split()[0])
+        assert saved > steps[-1] + 3 and (partial / f"state.step-{saved:09d}.safetensors").exists()
+        assert len(list(partial.glob("state.step-*"))) <= 2
+        steps.append(saved)
+    assert f"Resuming at step {steps[-1]} " in finish(arguments)
+    finish(command("distill", chain, tmp_path / "undisturbed"))
+    ended, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    for name in ("model.safetensors", "curve.json"):
+        assert (ended / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert [without_time(line) for line in lines(ended)] == [without_time(line) for line in lines(undisturbed)]
+    assert not list(ended.glob("state.*"))
+
+
+def last_step(partial: Path) -> int:
+    return max((line["step"] for line in lines(partial)), default=0)
+
+
+def lines(directory: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines(True) if line[-1] == "\n"]
+    except FileNotFoundError:
+        return []
+
+
+def without_time(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name != "tokens_per_second"}

@@ -13,13 +13,11 @@ from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.config.search import SearchConfig
 from minitron_cli.distill.trainer import Trainer
-from minitron_cli.errors import ConfigError, InputError, ShapeError
+from minitron_cli.errors import ConfigError
 from minitron_cli.importance.stage import run_importance
 from minitron_cli.prune.stage import run_prune
-from minitron_cli.search.budget import read_grid, read_params, window
-from minitron_cli.search.enumerate import automatic_grid, enumerate_candidates
+from minitron_cli.search.budget import read_params, window
 from minitron_cli.search.stage import rank, run_search
-from minitron_cli.shape import Shape
 
 LLAMA_8B: dict[str, Any] = {
     "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
@@ -46,48 +44,6 @@ def test_window() -> None:
     assert window(None, "5%", "45%:50%", 1000) == (450, 500)
     with pytest.raises(ConfigError, match="empty"):
         window(None, "5%", "50%:45%", 1000)
-
-
-def test_read_grid() -> None:
-    grid = read_grid(["layers=29..32", "hidden=96,128", "kv-heads=2..8/2"], {"layers": 1, "hidden": 1, "kv_heads": 1})
-    assert grid == {"layers": [32, 31, 30, 29], "hidden": [128, 96], "kv_heads": [8, 6, 4, 2]}
-    with pytest.raises(ConfigError, match="layers"):
-        read_grid(["depth=3"], {"layers": 1})
-
-
-def test_enumeration_is_exhaustive_and_bounds_are_inclusive() -> None:
-    """Against a slow loop; a window of exactly one candidate's parameters finds it."""
-    shape = Shape.of(LLAMA_8B)
-    grid = {"hidden": [4096, 3072, 2560], "ffn": [14336, 9216, 7168], "layers": [32, 16]}
-    slow = {
-        Shape.of({**LLAMA_8B, "hidden_size": h, "intermediate_size": f, "num_hidden_layers": n, "head_dim": 128}).params
-        for h in grid["hidden"] for f in grid["ffn"] for n in grid["layers"]
-    }  # fmt: skip
-    inside = {params for params in slow if 2e9 <= params <= 6e9}
-    found = enumerate_candidates(shape, grid, 2_000_000_000, 6_000_000_000, "total")
-    assert {candidate.shape.params for candidate in found} == inside
-    assert [c.shape.params for c in found] == sorted(inside, reverse=True)
-    width = 4_512_746_496  # Llama-3.1-Minitron-4B-Width
-    assert [c.target for c in enumerate_candidates(shape, grid, width, width, "total")] == [
-        {"hidden": 3072, "ffn": 9216}
-    ]
-
-
-def test_infeasible_points_are_skipped_and_larger_ones_refused() -> None:
-    """LlamaConfig wants hidden to be a multiple of heads: 3000 is no point of the space; 8192 is a mistake."""
-    shape = Shape.of(LLAMA_8B)
-    found = enumerate_candidates(shape, {"hidden": [3072, 3000]}, 1, 10**12, "total")
-    assert [candidate.shape["hidden"] for candidate in found] == [3072]
-    with pytest.raises(ShapeError, match="larger than the original"):
-        enumerate_candidates(shape, {"hidden": [8192]}, 1, 10**12, "total")
-    with pytest.raises(InputError, match="the grid reaches"):
-        enumerate_candidates(shape, {"hidden": [3072]}, 1, 2, "total")
-
-
-def test_automatic_grid_is_hardware_friendly() -> None:
-    grid = automatic_grid(Shape.of(LLAMA_8B))
-    assert all(value % 256 == 0 for value in grid["hidden"] + grid["ffn"])
-    assert min(grid["layers"]) == 24 and min(grid["hidden"]) == 2048
 
 
 def test_list_needs_config_json_only(tmp_path: Path) -> None:

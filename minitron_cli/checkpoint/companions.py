@@ -9,7 +9,7 @@ from minitron_cli.checkpoint.reader import INDEX
 from minitron_cli.errors import CheckpointError
 from minitron_cli.manifest import MANIFEST
 
-NOT_COPIED = {"config.json", INDEX, MANIFEST, "plan.json", "curve.json", "dataset.json"}
+NOT_COPIED = {"config.json", INDEX, MANIFEST, "plan.json", "curve.json", "log.jsonl", "dataset.json"}
 NOT_COPIED_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".md", ".h5", ".msgpack", ".onnx"}
 TERMS = ("license", "licence", "notice", "copying", "use_policy")
 """Terms of use travel with the weights, also where they are Markdown."""

@@ -67,6 +67,18 @@ def _distill(config: DistillConfig) -> Any:
     return run_distill(config)
 
 
+def _plan_distill(config: DistillConfig) -> dict[str, Any]:
+    from minitron_cli.distill.stage import plan_distill
+
+    return plan_distill(config).to_json()
+
+
+def _show_distill_plan(plan: dict[str, Any]) -> str:
+    from minitron_cli.distill.plan import TrainingPlan, describe
+
+    return describe(TrainingPlan(**plan))
+
+
 def _show_distill(result: dict[str, Any]) -> str:
     line = f"{result['out']}: {result['steps']} steps, {result['tokens']:,} tokens"
     line += f", {result['tokens_per_second']:,.0f} tokens/s"
@@ -76,26 +88,19 @@ def _show_distill(result: dict[str, Any]) -> str:
 
 
 def _search(config: SearchConfig) -> Any:
+    if config.list:
+        from minitron_cli.search.listing import run_list
+
+        return run_list(config)
     from minitron_cli.search.stage import run_search
 
     return run_search(config)
 
 
 def _show_search(result: dict[str, Any]) -> str:
-    lines = [f"{result['feasible']} shapes fit; {len(result['candidates'])} listed."]
-    lines.append(f"{'rank':>4}  {'shape':<28}{'params':>16}{'non-embedding':>16}{'zero-shot':>11}{'retrained':>11}")
-    for row in result["candidates"]:
-        losses = [f"{row[key]:.3f}" if row[key] is not None else "-" for key in ("loss_zero_shot", "loss_retrained")]
-        rank = row["rank"] or "-"
-        lines.append(
-            f"{rank:>4}  {row['name']:<28}{row['params']:>16,}{row['params_non_embedding']:>16,}"
-            f"{losses[0]:>11}{losses[1]:>11}"
-        )
-    if result["chosen"]:
-        lines.append(
-            f"chosen: {result['chosen']['name']}; cut it with `minitron prune CKPT --search {result['out']} --out DIR`"
-        )
-    return "\n".join(lines)
+    from minitron_cli.search.table import format_search
+
+    return format_search(result)
 
 
 def _eval(config: EvalConfig) -> Any:
@@ -170,7 +175,7 @@ def register(app: typer.Typer) -> None:
     add_stage(app, "importance", ImportanceConfig, _importance, _show_importance)
     add_stage(app, "search", SearchConfig, _search, _show_search)
     add_stage(app, "prune", PruneConfig, _prune, _show_prune, dry_run=(_plan, _show_plan))
-    add_stage(app, "distill", DistillConfig, _distill, _show_distill)
+    add_stage(app, "distill", DistillConfig, _distill, _show_distill, dry_run=(_plan_distill, _show_distill_plan))
     add_stage(app, "eval", EvalConfig, _eval, _show_eval)
     add_stage(app, "compress", CompressConfig, _compress, _show_run, dry_run=(_plan_compress, _show_run_plan))
     add_stage(app, "run", RunConfig, _run, _show_run, dry_run=(_plan_run, _show_run_plan))

@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minitron_cli.errors import ConfigError
 
@@ -53,6 +53,32 @@ class Objective:
     """A sum of terms with fixed weights."""
 
     terms: tuple[Term, ...]
+
+    def __str__(self) -> str:
+        """What `parse_objective` reads."""
+        return "+".join(str(term) if term.weight == 1 else f"{term.weight!r}*{term}" for term in self.terms)
+
+    @property
+    def top_k(self) -> tuple[int, ...]:
+        """The numbers of words that terms ask for."""
+        return tuple(int(term.parameter) for term in self.terms if term.name == "topk")
+
+    def on_top_k(self, k: int) -> Objective:
+        """The same with a teacher of which the k likeliest words are known: `kl` becomes `topk:k`.
+
+        Raises:
+            ConfigError: a term needs all words.
+        """
+        for term in self.terms:
+            if KINDS[term.name].needs_teacher and term.name not in ("kl", "topk"):
+                raise ConfigError(
+                    f"--loss {term} needs the teacher's probability of every word, which a cache does not hold; "
+                    "use kl, topk:K or ce, or a live teacher."
+                )
+        terms = [replace(term, name="topk", parameter=float(k)) if term.name == "kl" else term for term in self.terms]
+        if len({str(term) for term in terms}) < len(terms):
+            raise ConfigError(f"--loss {self}: with a cached teacher kl is topk:{k}, which is there already.")
+        return Objective(tuple(terms))
 
     @property
     def needs_teacher(self) -> bool:

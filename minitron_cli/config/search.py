@@ -15,15 +15,40 @@ from minitron_cli.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig(StageConfig):
-    """Find the best smaller shape in a parameter window: zero-shot loss, then a short distillation of the best few."""
+    """Find the best smaller shape within budgets: zero-shot loss, then a short distillation of the best few."""
 
     checkpoint: str = argument("Checkpoint to shrink: directory, Hub id or builtin:tiny-py.", keyed=False)
     params: str | None = option(None, "Parameter budget: 4B, 350M, or 50% of the original.")
     tolerance: str = option("5%", "Half width of the window around --params.")
     params_range: str | None = option(None, "The window itself, LO:HI, each like --params; bounds inclusive.")
-    count: Literal["total", "non-embedding"] = option("total", "Which parameters the budget counts.")
+    count: Literal["total", "non-embedding", "active"] = option(
+        "total", "Which parameters the budget counts; active leaves out experts that a token does not pass."
+    )
+    weight_bytes: str | None = option(None, "Most bytes of weights: 8GB, 7.5GiB, or 50% of the original.")
+    weight_bits: Annotated[float, Gt(0), Le(64)] | None = option(
+        None, "Bits per weight for --weight-bytes; default the checkpoint's dtype."
+    )
+    kv_bytes: str | None = option(None, "Most bytes of KV cache (16 bit) of one sequence of --context tokens.")
+    context: Annotated[int, Ge(1)] | None = option(
+        None, "Tokens of context for --kv-bytes, --flops and measured speed."
+    )
+    flops: str | None = option(None, "Most operations per token (two per parameter, and attention over --context).")
+    latency: str | None = option(None, "Most time per token, measured on --device with random weights: 20ms.")
+    throughput: Annotated[float, Gt(0)] | None = option(None, "Least tokens per second, measured likewise.")
+    measure: Literal["decode", "prefill"] = option(
+        "decode", "What --latency and --throughput time: one new token after --context, or reading --context."
+    )
+    measure_seconds: Annotated[float, Gt(0)] = option(2.0, "Time spent measuring each candidate, after its warm-up.")
     grid: tuple[str, ...] = option(
-        (), "axis=values: hidden=96,112 or layers=29..32; repeat per axis. Default: automatic."
+        (),
+        "axis=values: hidden=96,112 or layers=29..32 or ffn=256..1024/64 or ffn=2.5x,3x (of hidden) or heads=auto; "
+        "repeat per axis, or auto. Default without --list: auto.",
+    )
+    max_cut: tuple[str, ...] = option(
+        (),
+        "Largest cut in automatic grids: 40%, or layers=20% for one axis; repeat. Default 25% layers, 50% hidden, "
+        "75% ffn.",
+        commas=True,
     )
     list: bool = option(False, "Print the feasible candidates and stop; needs config.json only.", keyed=False)
     importance: Path | None = option(None, "Scores from `minitron importance`.", keyed=False)
@@ -51,9 +76,24 @@ class SearchConfig(StageConfig):
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Compute type; auto is bf16 on CUDA, else fp32.")
 
     def check(self) -> None:
-        if (self.params is None) == (self.params_range is None):
+        if self.params is not None and self.params_range is not None:
             raise ConfigError("Give --params or --params-range, one of the two.")
+        others = (self.weight_bytes, self.kv_bytes, self.flops, self.latency, self.throughput)
+        if self.params is None and self.params_range is None and all(other is None for other in others):
+            raise ConfigError(
+                "Give a budget: --params or --params-range (one of the two), --weight-bytes, --kv-bytes, --flops, "
+                "--latency or --throughput."
+            )
+        if self.kv_bytes is not None and self.context is None:
+            raise ConfigError("--kv-bytes needs --context: how many tokens the cache holds.")
+        if self.weight_bits is not None and self.weight_bytes is None:
+            raise ConfigError("--weight-bits says how --weight-bytes counts; give that too.")
         if not self.list:
             for name in ("importance", "data", "out"):
                 if getattr(self, name) is None:
                     raise ConfigError(f"search needs --{name} (only --list does without).")
+
+    @property
+    def timed(self) -> bool:
+        """Whether a budget has to be measured."""
+        return self.latency is not None or self.throughput is not None

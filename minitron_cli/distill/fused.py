@@ -8,7 +8,7 @@ gradient, which goes on to hidden states and head before the next chunk begins: 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from minitron_cli.distill.terms import Targets, gradient_into
 from minitron_cli.distill.word_blocks import TERMS, Blocks, loss_in_word_blocks
 from minitron_cli.models.chunks import block_tokens, chunk_tokens, parts
 from minitron_cli.models.head import Head
+from minitron_cli.models.states import States
 
 FEWEST_TOKENS = 64
 """A matrix product of fewer rows runs far below full speed: with a larger vocabulary, words come in blocks instead."""
@@ -26,10 +27,13 @@ FEWEST_TOKENS = 64
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the teacher says of a batch: final hidden states at target positions (targets, hidden), and its head."""
+    """What the teacher says of a batch at target positions: final hidden states (targets, hidden), its head, and the
+    intermediate states asked for, (targets, channels).
+    """
 
     hidden: Tensor
     head: Head
+    states: States = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

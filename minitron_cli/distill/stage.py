@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,23 @@ from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.verify import check_contents, check_structure
 from minitron_cli.config.distill import DistillConfig
-from minitron_cli.distill.memory import require_training_memory
-from minitron_cli.distill.trainer import Batch, Teacher, Trainer
+from minitron_cli.distill.intermediate import Matching
+from minitron_cli.distill.logs import require_log
+from minitron_cli.distill.loop import BAD_BATCH, Run
+from minitron_cli.distill.memory import Case, save_micro_batch, saved_micro_batch
+from minitron_cli.distill.plan import TrainingPlan, describe, make_plan
+from minitron_cli.distill.teachers import TeacherPlan, as_taught, plan_teacher, teacher_checkpoint
+from minitron_cli.distill.trainer import Teacher, Trainer
 from minitron_cli.errors import InputError
-from minitron_cli.evaluate.perplexity import evaluate_split
-from minitron_cli.manifest import StageOutput, fingerprint, require_disk
-from minitron_cli.models.load import load_model, new_model, own_memory
+from minitron_cli.manifest import StageOutput, fingerprint, read_manifest, require_disk
+from minitron_cli.models.load import load_model, new_model, own_memory, stock_config
 from minitron_cli.models.match import require_same_tokenizer
 from minitron_cli.models.save import save_model
 from minitron_cli.runtime.device import pick_device, pick_dtype
 from minitron_cli.runtime.memory import peak_rss_bytes
-from minitron_cli.runtime.progress import Progress, say
-from minitron_cli.runtime.state import load_state, save_state
-from minitron_cli.tokens import TokenDataset, batch_rows
+from minitron_cli.runtime.progress import say
+from minitron_cli.tokens import PreparedSource, Source, Split, TokenDataset
 
-STATE = "state.safetensors"
 CURVE = "curve.json"
 LAST_STEPS = 20
 """Steps averaged for `loss_last`."""
@@ -36,7 +39,10 @@ LAST_STEPS = 20
 
 @dataclass(frozen=True)
 class DistillResult:
-    """What training did; losses in nats per token; keys of `--json`."""
+    """What training did; losses in nats per token; keys of `--json`.
+
+    `consent`: what `data audit` found about each source of the data; None where nothing was audited.
+    """
 
     out: str
     steps: int
@@ -49,82 +55,44 @@ class DistillResult:
     tokens_per_second: float
     seconds: float
     peak_rss_bytes: int
+    consent: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
 
 
-class Run:
-    """One training run: its progress is `step`, its history `losses` and `validations`; both are part of the state."""
+@dataclass(frozen=True)
+class Job:
+    """A checked run; nothing is loaded and nothing written."""
 
-    def __init__(
-        self, config: DistillConfig, dataset: TokenDataset, trainer: Trainer, teacher: Teacher | None, partial: Path
-    ) -> None:
-        self.config, self.trainer, self.teacher, self.partial = config, trainer, teacher, partial
-        self.train = dataset.split("train")
-        self.validation = dataset.split("validation") if dataset.sequences("validation") else None
-        self.step = 0
-        self.losses: list[float] = []
-        self.validations: list[tuple[int, float]] = []
-        self.trained_here = 0
-        self.seconds_here = 0.0
+    config: DistillConfig
+    student: Checkpoint
+    teacher: TeacherPlan | None
+    source: Source
+    validation: Split | None
+    inputs: dict[str, str]
+    case: Case
+    steps: int
 
-    def restore(self) -> None:
-        """Continue from the last checkpoint, if there is one."""
-        saved = load_state(self.partial / STATE)
-        if saved is None:
-            return
-        tensors, values = saved
-        self.trainer.restore(tensors)
-        self.step, self.losses = values["step"], values["losses"]
-        self.validations = [(step, loss) for step, loss in values["validations"]]
-        say(f"Resuming at step {self.step} of {self.trainer.steps}.")
+    @property
+    def states(self) -> Matching | None:
+        """Intermediate states to compare."""
+        return self.case.states
 
-    def save(self) -> None:
-        """Replace the checkpoint."""
-        values = {"step": self.step, "losses": self.losses, "validations": self.validations}
-        save_state(self.partial / STATE, self.trainer.tensors(), values)
+    def plan(self, micro_batch: int) -> TrainingPlan:
+        """What it will do, hold and take."""
+        return make_plan(self.case, self.steps, self.source.length, micro_batch)
 
-    def validate(self) -> None:
-        """Validation loss of the student now, once per step."""
-        if self.validation is None or (self.validations and self.validations[-1][0] == self.step):
-            return
-        size = self.config.micro_batch or self.config.batch_size
-        count = self.config.eval_sequences
-        loss = evaluate_split(self.trainer.model, self.validation, batch_size=size, max_sequences=count).loss
-        self.trainer.model.train()
-        self.validations.append((self.step, loss))
 
-    def advance(self) -> int:
-        """One optimizer step; returns its tokens."""
-        config = self.config
-        rows = batch_rows(config.seed, self.step, config.batch_size, len(self.train))
-        size = config.micro_batch or config.batch_size
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        batches = [Batch.read(self.train, part, self.trainer.device) for part in parts]
-        lessons = [self.teacher.lesson(batch) for batch in batches] if self.teacher else []
-        self.losses.append(self.trainer.update(batches, lessons, self.step))
-        self.step += 1
-        return sum(batch.ids.numel() for batch in batches)
+def plan_distill(config: DistillConfig) -> TrainingPlan:
+    """What `distill --dry-run` prints.
 
-    def finish(self) -> None:
-        """Train to the last step, validating and saving on the way."""
-        self.validate()
-        config, steps = self.config, self.trainer.steps
-        title = "distill" if self.teacher else "train"
-        with Progress(title, steps, "steps", start=self.step, rate_unit="tokens") as progress:
-            while self.step < steps:
-                began = time.monotonic()
-                tokens = self.advance()
-                self.seconds_here += time.monotonic() - began
-                self.trained_here += tokens
-                if self.step % config.eval_every == 0:
-                    self.validate()
-                if self.step % config.save_every == 0 and self.step < steps:
-                    self.save()
-                shown = f"  val {self.validations[-1][1]:.3f}" if self.validations else ""
-                progress.advance(1, rated=tokens, note=f"loss {self.losses[-1]:.3f}{shown}")
+    Raises:
+        UserError: the input is wrong.
+    """
+    job = _job(config)
+    return job.plan(job.case.micro_batch())
 
 
 def run_distill(config: DistillConfig) -> DistillResult:
@@ -135,49 +103,91 @@ def run_distill(config: DistillConfig) -> DistillResult:
         RunError: the numbers or the disk failed midway; the last checkpoint is kept.
     """
     began = time.monotonic()
-    student = Checkpoint(resolve(config.student))
-    teacher = Checkpoint(resolve(config.teacher)) if config.teacher and config.objective.needs_teacher else None
-    for each in (student, teacher):
-        if each is not None:
-            each.require_unquantised()
-    dataset = TokenDataset(config.data)
-    train = dataset.split("train")
-    owners = {"the student": config.student, "the teacher": config.teacher if teacher else None}
-    require_same_tokenizer(dataset, {name: reference for name, reference in owners.items() if reference})
-    if dataset.vocab_size > student.shape["vocab"]:
-        raise InputError(
-            f"The data uses {dataset.vocab_size} token ids and the student knows {student.shape['vocab']}."
-        )
-    tokens_per_step = config.batch_size * dataset.seq_len
-    steps = config.steps or max(1, round((config.tokens or 0) / tokens_per_step))
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    inputs = {"student": fingerprint(student.path), "data": fingerprint(config.data)}
-    if teacher is not None:
-        inputs["teacher"] = fingerprint(teacher.path)
-    output = StageOutput(config.out, "distill", config, inputs, force=config.force, resumable=True)
+    job = _job(config)
+    student, device = job.student, job.case.device
+    output = StageOutput(config.out, "distill", config, job.inputs, force=config.force, resumable=True)
     if output.result is not None:
         say(f"{config.out} is up to date.")
         return DistillResult(**output.result)
-    require_training_memory(student.shape, teacher.shape if teacher else None, config, dataset.seq_len, device, dtype)
-    # Two checkpoints exist while one replaces the other, and the result beside them.
-    require_disk(config.out, student.shape.params * 12 * 2 + student.nbytes, "The training state")
+    micro_batch = job.case.micro_batch(saved_micro_batch(output.partial) if output.resuming else None)
+    # One checkpoint more than are kept exists while it replaces the oldest, and the result beside them.
+    require_disk(config.out, student.shape.params * 12 * (config.keep + 1) + student.nbytes, "The training state")
+    if job.teacher is not None:
+        job.teacher.require_room(device)
+    say(describe(job.plan(micro_batch)))
+    if job.states is not None:
+        say(job.states.describe())
     with output:
+        save_micro_batch(output.partial, micro_batch)
+        teacher = job.teacher.open(device) if job.teacher else None
         model = _student_model(student, config, device)
-        teaching = Teacher(load_model(teacher.path, device=device, dtype=dtype)) if teacher else None
-        passes = steps * config.batch_size / len(train)
-        say(f"{steps} steps of {tokens_per_step:,} tokens, {passes:.2f} passes over the train split.")
-        run = Run(config, dataset, Trainer(model, config, steps, dtype), teaching, output.partial)
-        run.restore()
-        run.finish()
-        save_model(model, student, output.partial)
-        check_structure(output.partial, expected_params=student.shape.params)
-        check_contents(output.partial, source=student.path)
-        result = _result(run, config, steps, tokens_per_step, began)
-        curve = {"loss": run.losses, "validation": run.validations, "tokens_per_step": tokens_per_step}
+        config = as_taught(config, job.teacher)
+        if job.states is not None:
+            assert isinstance(teacher, Teacher)
+            teacher.listener = job.states.teacher_listener(teacher.model)
+        state_loss = job.states.loss(model) if job.states else None
+        trainer = Trainer(model, config, job.steps, job.case.dtype, state_loss)
+        lesson = teacher.lesson if teacher else None
+        run = Run(config, job.source, job.validation, trainer, lesson, output.partial, micro_batch)
+        with closing(run), closing(teacher) if teacher else nullcontext():
+            run.restore()
+            run.finish()
+            save_model(model, student, output.partial)
+            check_structure(output.partial, expected_params=student.shape.params)
+            check_contents(output.partial, source=student.path)
+            result = _result(run, config, began)
+        per_step = config.batch_size * job.source.seq_len
+        curve = {"loss": run.losses, "validation": run.validations, "tokens_per_step": per_step}
         (output.partial / CURVE).write_text(json.dumps(curve))
+        for solved in output.partial.glob(BAD_BATCH.format("*")):
+            solved.unlink()
         output.commit(result.to_json())
     return result
+
+
+def _job(config: DistillConfig) -> Job:
+    """Check everything that can be checked before a model is loaded."""
+    require_log(config.log)
+    student = Checkpoint(resolve(config.student))
+    teacher = teacher_checkpoint(config)
+    models = {"the student": student, **({"the teacher": teacher} if teacher else {})}
+    references = {"the student": config.student, **({"the teacher": str(config.teacher)} if teacher else {})}
+    for each in models.values():
+        each.require_unquantised()
+    dataset = TokenDataset(config.data)
+    source = PreparedSource(dataset, config.seed, config.batch_size)
+    validation = dataset.split("validation") if dataset.sequences("validation") else None
+    require_same_tokenizer(dataset, references)
+    for name, each in models.items():
+        _require_fit(name, each, source)
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    inputs = {"student": fingerprint(student.path), "data": fingerprint(config.data)}
+    steps = config.steps or max(1, round((config.tokens or 0) / (config.batch_size * source.seq_len)))
+    taught = plan_teacher(config, teacher, student.shape["vocab"], dataset, inputs["data"], steps, dtype)
+    if taught is not None:
+        inputs["teacher"] = taught.identity
+    held = taught.live.shape if taught and taught.live else None
+    states = Matching.of(config, held, student.shape) if config.states and held else None
+    case = Case(student.shape, held, config, source.seq_len, device, dtype, states)
+    return Job(config, student, taught, source, validation, inputs, case, steps)
+
+
+def _require_fit(name: str, checkpoint: Checkpoint, source: Source) -> None:
+    """Insist that a model knows every token of the data and reaches over a sequence.
+
+    Raises:
+        InputError: it does not.
+    """
+    words = checkpoint.shape["vocab"]
+    if source.vocab_size > words:
+        raise InputError(f"{source.name} uses {source.vocab_size} token ids and {name} knows {words}.")
+    context = getattr(stock_config(dict(checkpoint.config)).get_text_config(), "max_position_embeddings", None)
+    if isinstance(context, int) and source.seq_len > context:
+        raise InputError(
+            f"Sequences of {source.name} have {source.seq_len} tokens and {name} has a context of {context}; "
+            f"use a --seq-len of at most {context}."
+        )
 
 
 def _student_model(student: Checkpoint, config: DistillConfig, device: torch.device) -> Any:
@@ -189,21 +199,26 @@ def _student_model(student: Checkpoint, config: DistillConfig, device: torch.dev
     return load_model(student.path, device=device, dtype=torch.float32)
 
 
-def _result(run: Run, config: DistillConfig, steps: int, tokens_per_step: int, began: float) -> DistillResult:
-    run.step = steps
-    run.validations = [item for item in run.validations if item[0] != steps]
+def _result(run: Run, config: DistillConfig, began: float) -> DistillResult:
     run.validate()  # of the weights as written: save_model left them rounded to the type on disk
     tail = run.losses[-LAST_STEPS:]
     return DistillResult(
         out=str(config.out),
-        steps=steps,
-        tokens=steps * tokens_per_step,
+        steps=run.step,
+        tokens=run.tokens,
         loss=config.loss,
         loss_first=run.losses[0],
         loss_last=sum(tail) / len(tail),
         val_loss_before=run.validations[0][1] if run.validations else None,
         val_loss_after=run.validations[-1][1] if run.validations else None,
-        tokens_per_second=round(run.trained_here / max(run.seconds_here, 1e-9), 1),
+        tokens_per_second=round(run.tokens_here / max(run.seconds_here, 1e-9), 1),
         seconds=round(time.monotonic() - began, 3),
         peak_rss_bytes=peak_rss_bytes(),
+        consent=_consent(config.data),
     )
+
+
+def _consent(data: Path) -> dict[str, Any] | None:
+    """The consent audit of the data's sources, as `data prepare` recorded it."""
+    found = ((read_manifest(data) or {}).get("result") or {}).get("consent")
+    return dict(found) if found else None

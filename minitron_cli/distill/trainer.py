@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from minitron_cli.config.distill import DistillConfig
+from minitron_cli.distill.dropout import without_dropout
 from minitron_cli.distill.fused import Lesson as Lesson
 from minitron_cli.distill.fused import head_loss
-from minitron_cli.errors import RunError
-from minitron_cli.models.head import Head, backbone_output
-from minitron_cli.tokens import Split
+from minitron_cli.distill.intermediate import StateLoss, Weighing
+from minitron_cli.distill.losses import TopK
+from minitron_cli.distill.schedule import learning_rate
+from minitron_cli.errors import ConfigError, RunError
+from minitron_cli.models.head import Head, backbone_of, backbone_output
+from minitron_cli.models.states import Listener, States
+from minitron_cli.tokens import Sequences
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some sequences: `ids` (batch, seq); `targets` (batch, seq - 1) bool, where the next token counts."""
+    """Some sequences: `ids` (batch, seq); `targets` (batch, seq - 1) bool, where the next token counts; `rows` of the
+    split they are from (empty for a stream).
+    """
 
     ids: torch.Tensor
     targets: torch.Tensor
+    rows: tuple[int, ...] = ()
 
     @classmethod
-    def read(cls, split: Split, rows: Sequence[int], device: torch.device) -> Batch:
-        """Load sequences from the data set."""
-        ids = torch.from_numpy(split.rows(rows)).to(device)
-        targets = torch.from_numpy(split.targets(rows)[:, 1:]).to(device)
-        return cls(ids, targets)
+    def read(cls, sequences: Sequences, device: torch.device) -> Batch:
+        """Move sequences of a source to the device."""
+        targets = torch.from_numpy(sequences.targets[:, 1:]).to(device)
+        return cls(torch.from_numpy(sequences.ids).to(device), targets, sequences.rows)
 
     def at_targets(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states that predict a target: (batch, seq, hidden) to (targets, hidden)."""
         return hidden[:, :-1][self.targets]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Targets of each sequence."""
+        return [int(count) for count in self.targets.sum(1)]
 
     @property
     def next_tokens(self) -> torch.Tensor:
@@ -42,102 +54,152 @@ class Batch:
 
 
 class Teacher:
-    """A frozen model that passes each batch once, for any number of students."""
+    """A frozen model that passes each batch once, for any number of students; `listener` reads states on the way."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, listener: Listener | None = None) -> None:
         self.model = model.requires_grad_(False)
+        self.listener = listener or Listener()
 
     def lesson(self, batch: Batch) -> Lesson:
         """Run the backbone; logits are made from the lesson chunk by chunk, when a loss needs them."""
         with torch.no_grad():
-            output = backbone_output(self.model, batch.ids)
-            return Lesson(batch.at_targets(output.last_hidden_state), Head(self.model, output))
+            output, states = self.listener.run(lambda: backbone_output(self.model, batch.ids), len(batch.ids))
+            states = {place: batch.at_targets(state) for place, state in states.items()}
+            return Lesson(batch.at_targets(output.last_hidden_state), Head(self.model, output), states)
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
-def learning_rate(config: DistillConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then cosine to `min_lr` times the peak; `step` counts from 0."""
-    warmup = max(1, round(config.warmup * steps)) if config.warmup else 0
-    if step < warmup:
-        return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup - 1)
-    return config.lr * (config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer step reports: nats per target token, the terms unweighted by name; the gradient's norm before
+    clipping. With intermediate states, `loss` leaves them out, and `terms` has their components, and `alpha`.
+    """
+
+    loss: float
+    terms: dict[str, float]
+    gradient_norm: float
+    learning_rate: float
+
+
+class NotFinite(RunError):
+    """The loss or the gradient is NaN or infinite; weights and optimizer are as before the step."""
 
 
 class Trainer:
     """AdamW on fp32 weights; bf16 compute by autocast where asked for."""
 
-    def __init__(self, model: Any, config: DistillConfig, steps: int, dtype: torch.dtype) -> None:
-        self.model, self.config, self.steps = model.train(), config, steps
+    def __init__(
+        self, model: Any, config: DistillConfig, steps: int, dtype: torch.dtype, states: StateLoss | None = None
+    ) -> None:
+        """Make the model ready to train, on intermediate states too where their loss is given.
+
+        Raises:
+            ConfigError: its stock class cannot recompute activations.
+        """
+        self.model, self.config, self.steps = without_dropout(model).train(), config, steps
         self.objective = config.objective
         self.device = next(model.parameters()).device
         self.autocast = dtype if dtype in (torch.bfloat16, torch.float16) else None
         # Decay shrinks matrices; norm weights and biases have a natural scale of their own.
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.names = [name for name, p in named if p.ndim >= 2] + [name for name, p in named if p.ndim < 2]
+        decayed = {name: p for name, p in named if p.ndim >= 2}
+        others = {name: p for name, p in named if p.ndim < 2}
+        self.states, self.listener = states, states.listener if states else Listener()
+        if states and states.projection is not None:
+            others["states.projection"] = states.projection
+        self.parameters = {**decayed, **others}
         groups = [
-            {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+            {"params": list(decayed.values()), "weight_decay": config.weight_decay},
+            {"params": list(others.values()), "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=self.device.type in ("cpu", "cuda")
         )
+        if config.checkpoint_activations:
+            if not model.supports_gradient_checkpointing:
+                raise ConfigError(f"{type(model).__name__} cannot recompute; leave out --checkpoint-activations.")
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Beside the module, not in it: the head calls the same backbone with a forward of its own.
+        self._compiled: Any = torch.compile(backbone_of(model)) if config.compile else None
 
-    def update(self, batches: Sequence[Batch], lessons: Sequence[Lesson], step: int) -> float:
-        """One optimizer step over micro-batches.
+    def forward(self, ids: torch.Tensor) -> Any:
+        """The student's output without its head, of (batch, seq) ids."""
+        if self._compiled is not None:
+            return self._compiled(input_ids=ids, use_cache=False)
+        return backbone_output(self.model, ids)
+
+    def _states_of(self, batch: Batch) -> tuple[Any, States]:
+        """What `forward` gives of a batch, and the states listened to, at targets."""
+        output, states = self.listener.run(lambda: self.forward(batch.ids), len(batch.ids))
+        return output, {place: batch.at_targets(state) for place, state in states.items()}
+
+    def update(self, batches: Sequence[Batch], lessons: Iterable[Lesson | TopK], step: int) -> Update:
+        """One optimizer step over micro-batches; every token of the step has the same weight, whatever their number.
 
         Args:
-            lessons: the teacher's answer to each micro-batch; empty where the loss needs no teacher.
-
-        Returns the mean loss over target tokens, in nats.
+            lessons: the teacher's answer to each micro-batch, asked for one by one; empty where the loss needs none.
 
         Raises:
-            RunError: the loss or the gradient is not finite; the weights are as before the step.
+            NotFinite: the loss or the gradient is not finite.
         """
-        count = sum(int(batch.targets.sum()) for batch in batches)
+        count = max(1, sum(int(batch.targets.sum()) for batch in batches))
+        answers = iter(lessons)
+        sums: dict[str, float] = {}
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step, self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
-        for number, batch in enumerate(batches):
+        weighing = Weighing(self.states, self.parameters.values(), len(batches)) if self.states else None
+        for batch in batches:
+            lesson = next(answers, None)
             with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
-                output = backbone_output(self.model, batch.ids)
+                output, states = self._states_of(batch)
                 hidden = batch.at_targets(output.last_hidden_state)
                 loss = head_loss(
                     hidden,
                     Head(self.model, output),
                     self.objective,
-                    teacher=lessons[number] if lessons else None,
+                    teacher=lesson if self.objective.needs_teacher else None,
                     next_tokens=batch.next_tokens,
                     temperature=self.config.temperature,
                     scale=1 / count,
                 )
-                hidden.backward(loss.gradient)  # type: ignore[no-untyped-call]
+                terms = loss.terms
+                if weighing is None:
+                    hidden.backward(loss.gradient)  # type: ignore[no-untyped-call]
+                else:
+                    assert isinstance(lesson, Lesson), "states come from a live teacher"
+                    terms = terms | weighing.backward(hidden, loss, states, lesson.states, batch.lengths, 1 / count)
                 total += loss.total
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        if not (math.isfinite(total) and bool(torch.isfinite(norm))):
-            raise RunError(
-                f"The loss is not finite at step {step + 1}; the last checkpoint is kept. "
-                "Try a lower --lr or --dtype float32, or look at the data of this batch."
-            )
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, 0.0) + value
+        terms = {name: value / count for name, value in sums.items()}
+        if weighing is not None:
+            terms["alpha"] = weighing.finish()
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip))
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NotFinite(f"The loss is {total / count:.4g} and the gradient's norm {norm:.4g} at step {step + 1}.")
         self.optimizer.step()
-        return total / count
+        rate = self.optimizer.param_groups[0]["lr"]
+        return Update(total / count, terms, norm, rate)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Weights and optimizer state, by parameter name."""
         result = {}
-        parameters = dict(self.model.named_parameters())
-        for name in self.names:
-            result[f"weight.{name}"] = parameters[name]
-            for key, value in self.optimizer.state.get(parameters[name], {}).items():
+        for name, parameter in self.parameters.items():
+            result[f"weight.{name}"] = parameter
+            for key, value in self.optimizer.state.get(parameter, {}).items():
                 result[f"{key}.{name}"] = value
         return result
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take back what `tensors` gave."""
-        parameters = dict(self.model.named_parameters())
         with torch.no_grad():
-            for name in self.names:
-                parameters[name].copy_(tensors[f"weight.{name}"])
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[f"weight.{name}"])
                 state = {
                     key: tensors[f"{key}.{name}"].to(
                         "cpu" if key == "step" and self.device.type == "cpu" else self.device
@@ -146,4 +208,4 @@ class Trainer:
                     if f"{key}.{name}" in tensors
                 }
                 if state:
-                    self.optimizer.state[parameters[name]] = state
+                    self.optimizer.state[parameter] = state

@@ -78,6 +78,7 @@ DEEPSEEK_V3 = Family(
         "ffn": (Tap(_LAYER + "mlp.down_proj", "input", "ffn", tags=_DENSE),),
         "experts": (Tap(_LAYER + "mlp.gate", "output", "experts", tags=_MOE),),
         "shared_ffn": (Tap(_SHARED + "down_proj", "input", "shared_ffn", tags=_MOE),),
+        "mlp": (Tap(_LAYER + "mlp", "input", "hidden"),),
         "block": (Tap("model.layers.{layer}", "output", "hidden"),),
         "head": (Tap("lm_head", "input", "hidden"),),
     },
@@ -103,5 +104,6 @@ DEEPSEEK_V3 = Family(
     },
     dropped_config={"num_nextn_predict_layers": 0},
     cache={"": "kv_rank + qk_rope"},
+    attention="heads*(qk_nope + qk_rope + v_head_dim)",
     draft=True,
 )

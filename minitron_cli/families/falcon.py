@@ -9,6 +9,7 @@ from minitron_cli.families.schema import Axis, Divides, Family, Norm, Rotary, Ta
 _LAYER = "transformer.h.{layer}."
 _ATTENTION = _LAYER + "self_attention."
 _BIASED = ("bias",)
+_SHARED, _PER_HEAD = "heads*head_dim + head_dim + v_head_dim", "heads*(head_dim + head_dim + head_dim)"
 _GROUPED, _GROUPED_VALUES = "kv_heads*(group*head_dim + head_dim + v_head_dim)", "kv_heads*group*v_head_dim"
 
 
@@ -31,11 +32,13 @@ def _table(fused: str, values: str, norms: tuple[str, ...]) -> dict[str, Tensor]
     }
 
 
-def _taps(values: str, norms: tuple[str, ...]) -> dict[str, tuple[Tap, ...]]:
+def _taps(fused: str, values: str, norms: tuple[str, ...]) -> dict[str, tuple[Tap, ...]]:
     return {
         "hidden": tuple(Tap(_LAYER + name, "output", "hidden") for name in norms),
         "attention": (Tap(_ATTENTION + "dense", "input", values),),
         "ffn": (Tap(_LAYER + "mlp.dense_4h_to_h", "input", "ffn"),),
+        "mlp": (Tap(_LAYER + "mlp", "input", "hidden"),),
+        "qkv": (Tap(_ATTENTION + "query_key_value", "output", fused),),
         "block": (Tap("transformer.h.{layer}", "output", "hidden"),),
         "head": (Tap("lm_head", "input", "hidden"),),
     }
@@ -64,7 +67,7 @@ FALCON_GROUPED = Family(
     ),
     # FalconAttention._split_heads: view(batch, seq_len, -1, num_heads // num_kv_heads + 2, head_dim)
     tensors=_table(_GROUPED, _GROUPED_VALUES, ("ln_attn", "ln_mlp")),
-    taps=_taps(_GROUPED_VALUES, ("ln_attn", "ln_mlp")),
+    taps=_taps(_GROUPED, _GROUPED_VALUES, ("ln_attn", "ln_mlp")),
     defaults={
         "new_decoder_architecture": False,
         "multi_query": True,
@@ -91,7 +94,7 @@ FALCON_GROUPED_ONE_NORM = replace(
     name="falcon_grouped_one_norm",
     when=("new_decoder_architecture", "parallel_attn", "!alibi", "num_ln_in_parallel_attn=1"),
     tensors=_table(_GROUPED, _GROUPED_VALUES, ("input_layernorm",)),
-    taps=_taps(_GROUPED_VALUES, ("input_layernorm",)),
+    taps=_taps(_GROUPED, _GROUPED_VALUES, ("input_layernorm",)),
 )
 
 FALCON_MULTI_QUERY = replace(
@@ -114,8 +117,8 @@ FALCON_MULTI_QUERY = replace(
         Axis("v_head_dim", default="head_dim", per_layer=True),
     ),
     # FalconAttention._split_heads: view(batch_size, seq_length, self.num_heads + 2, self.head_dim)
-    tensors=_table("heads*head_dim + head_dim + v_head_dim", "heads*v_head_dim", ("input_layernorm",)),
-    taps=_taps("heads*v_head_dim", ("input_layernorm",)),
+    tensors=_table(_SHARED, "heads*v_head_dim", ("input_layernorm",)),
+    taps=_taps(_SHARED, "heads*v_head_dim", ("input_layernorm",)),
     divides=(),
     cache={"": "kv_heads*(head_dim + v_head_dim)"},
 )
@@ -140,11 +143,10 @@ FALCON_ALIBI = replace(
         _VOCAB,
     ),
     # FalconAttention._split_heads: view(batch_size, seq_length, self.num_heads, 3, self.head_dim)
-    tensors=_table(
-        "heads*(head_dim + head_dim + head_dim)", "heads*head_dim", ("input_layernorm", "post_attention_layernorm")
-    ),
-    taps=_taps("heads*head_dim", ("input_layernorm", "post_attention_layernorm")),
+    tensors=_table(_PER_HEAD, "heads*head_dim", ("input_layernorm", "post_attention_layernorm")),
+    taps=_taps(_PER_HEAD, "heads*head_dim", ("input_layernorm", "post_attention_layernorm")),
     divides=(),
     cache={"": "kv_heads*(head_dim + head_dim)"},
+    attention="heads*(head_dim + head_dim)",
     rotary=None,
 )

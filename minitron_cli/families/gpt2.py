@@ -52,6 +52,8 @@ GPT2 = Family(
         "hidden": (Tap(_LAYER + "ln_1", "output", "hidden"), Tap(_LAYER + "ln_2", "output", "hidden")),
         "attention": (Tap(_LAYER + "attn.c_proj", "input", "heads*v_head_dim"),),
         "ffn": (Tap(_LAYER + "mlp.c_proj", "input", "ffn"),),
+        "mlp": (Tap(_LAYER + "mlp", "input", "hidden"),),
+        "qkv": (Tap(_LAYER + "attn.c_attn", "output", _QKV),),
         "block": (Tap("transformer.h.{layer}", "output", "hidden"),),
         "head": (Tap("lm_head", "input", "hidden"),),
     },

@@ -47,6 +47,8 @@ GPT_NEOX = Family(
         ),
         "attention": (Tap(_LAYER + "attention.dense", "input", "heads*v_head_dim"),),
         "ffn": (Tap(_LAYER + "mlp.dense_4h_to_h", "input", "ffn"),),
+        "mlp": (Tap(_LAYER + "mlp", "input", "hidden"),),
+        "qkv": (Tap(_LAYER + "attention.query_key_value", "output", _QKV),),
         "block": (Tap("gpt_neox.layers.{layer}", "output", "hidden"),),
         "head": (Tap("lm_head", "input", "hidden"),),
     },

@@ -72,6 +72,11 @@ class Tensor:
     norm: Norm | None = None
     otherwise: Tensor | None = None
 
+    @property
+    def is_table(self) -> bool:
+        """Whether tokens look its rows up instead of multiplying by it (and the head, which shares its shape)."""
+        return "vocab" in self.dims or self.dims[0].startswith("positions")
+
     def at(self, config: Config, tags: frozenset[str]) -> Tensor | None:
         """The declaration that holds under this config (with defaults) in a layer with these tags."""
         if tags.issuperset(self.tags) and all(holds(config, condition) for condition in self.conditions):

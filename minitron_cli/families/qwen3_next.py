@@ -95,6 +95,7 @@ QWEN3_NEXT = Family(
         "ffn": (Tap(_LAYER + "mlp.down_proj", "input", "ffn", tags=_DENSE),),
         "experts": (Tap(_LAYER + "mlp.gate", "output", "experts", tags=_MOE),),
         "shared_ffn": (Tap(_SHARED + "down_proj", "input", "shared_ffn", tags=_MOE),),
+        "mlp": (Tap(_LAYER + "mlp", "input", "hidden"),),
         "block": (Tap("model.layers.{layer}", "output", "hidden"),),
         "head": (Tap("lm_head", "input", "hidden"),),
     },

@@ -40,6 +40,9 @@ BYTES = {
 class Family:
     """One model family. `model_types` are the values of `model_type` in config.json it answers for.
 
+    taps            kind to where it is read: hidden (outputs of norms), attention and ffn (inputs of the projections
+                    that end attention and MLP), mlp (what enters the MLP), query, key and value or the fused qkv
+                    (outputs of the projections), block (decoder layers), head; others only give scores
     when            conditions it also asks: one model type may have several layouts, each a family of its own
     defaults        field defaults of the stock config class, where published configs leave keys out
     layer_rules     each gives every layer at most one tag
@@ -50,6 +53,9 @@ class Family:
     dropped         pattern to notice: tensors the stock class does not load; see `dropped_notice`
     dropped_config  what config.json must say once they are gone
     cache           layer tag ("" for every layer) to elements the KV cache holds per token in such a layer
+    attention       multiply-adds of one query token against one token of context, in a layer that has a cache
+    window_key      config key of the tokens that a layer tagged "sliding_attention" keeps
+    chosen_key      config key of the routed experts that each token passes
     embed_scale     axis whose square root multiplies the embeddings ("hidden" in Gemma)
     softcap_key     config key of the cap c in logits = c * tanh(logits / c)
     draft           tensors are explained (inspect works) and pruning is refused until the family is proven
@@ -73,6 +79,9 @@ class Family:
     dropped: Mapping[str, str] = field(default_factory=dict)
     dropped_config: Mapping[str, Any] = field(default_factory=dict)
     cache: Mapping[str, str] = field(default_factory=lambda: {"": "kv_heads*(head_dim + v_head_dim)"})
+    attention: str = "heads*(head_dim + v_head_dim)"
+    window_key: str = "sliding_window"
+    chosen_key: str = "num_experts_per_tok"
     embed_scale: str = ""
     softcap_key: str = ""
     draft: bool = False

@@ -32,6 +32,8 @@ class Roles:
     """Last matrices of attention modules."""
     downs: list[str] = field(default_factory=list)
     """Last matrices of the other groups inside layers."""
+    mlps: list[str] = field(default_factory=list)
+    """What such a group's input enters: its module, or its first matrix where the layer itself holds the group."""
     transposed: set[str] = field(default_factory=set)
     head: str = ""
     block: str = ""
@@ -121,13 +123,14 @@ def _group(roles: Roles) -> None:
         groups.setdefault((pattern_of(call.inside)[0], call.attention), []).append(path)
         if call.transposed:
             roles.transposed.add(path)
-    for (_, attention), paths in groups.items():
+    for (inside, attention), paths in groups.items():
         last = paths[-1]
         if attention:
             roles.outputs.add(last)
             roles.heads |= set(paths) - {last}
         elif len(set(paths)) > 1:
             roles.downs.append(last)
+            roles.mlps.append(paths[0] if inside == roles.block else inside)
 
 
 def epsilons(model: Any) -> set[float]:
@@ -192,6 +195,10 @@ def find_taps(roles: Roles, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Ta
         dims = by_module[path].dims
         return dims[0] if path in roles.transposed else dims[1]
 
+    def leaving(path: str) -> str:
+        dims = by_module[path].dims
+        return dims[1] if path in roles.transposed else dims[0]
+
     norms = []
     for call, after in zip(roles.calls, roles.calls[1:], strict=False):
         path, indices = pattern_of(call.path)
@@ -206,6 +213,15 @@ def find_taps(roles: Roles, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Ta
         taps["attention"] = tuple(Tap(path, "input", entering(path)) for path in outputs)
     if downs:
         taps["ffn"] = tuple(Tap(path, "input", entering(path)) for path in downs)
+    if roles.mlps:
+        taps["mlp"] = tuple(Tap(path, "input", "hidden") for path in roles.mlps)
+    heads = sorted(path for path in roles.heads if path in by_module)
+    if len(heads) == 1 and leaving(heads[0]).count("+") == 2:
+        taps["qkv"] = (Tap(heads[0], "output", leaving(heads[0])),)
+    elif [_leaf(path)[0] for path in heads] == ["k", "q", "v"]:
+        key, query, value = heads
+        for kind, path in (("query", query), ("key", key), ("value", value)):
+            taps[kind] = (Tap(path, "output", leaving(path)),)
     if roles.block:
         taps["block"] = (Tap(roles.block, "output", "hidden"),)
     if roles.head:

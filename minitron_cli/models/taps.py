@@ -22,21 +22,33 @@ class PlacedTap:
     layer: int | None
     module: torch.nn.Module
 
+    @classmethod
+    def at(cls, model: torch.nn.Module, kind: str, tap: Tap, layer: int | None) -> PlacedTap:
+        """Find the module."""
+        path = tap.module if layer is None else tap.module.format(layer=layer)
+        return cls(kind, tap, layer, model.get_submodule(path))
+
 
 def place_taps(model: torch.nn.Module, shape: Shape, kinds: tuple[str, ...]) -> Iterator[PlacedTap]:
     """Every tap of the wanted kinds whose conditions hold, at every layer whose tags it asks for."""
+    for kind in kinds:
+        for tap, layer in find_taps(shape, kind):
+            yield PlacedTap.at(model, kind, tap, layer)
+
+
+def find_taps(shape: Shape, kind: str) -> Iterator[tuple[Tap, int | None]]:
+    """The taps of a kind, and the layers they are at; needs no model."""
     full = shape.family.with_defaults(shape.config)
     tags = shape.family.layer_tags(shape.config, shape["layers"])
-    for kind in kinds:
-        for tap in shape.family.taps.get(kind, ()):
-            if not all(holds(full, condition) for condition in tap.conditions):
-                continue
-            if "{layer}" not in tap.module:
-                yield PlacedTap(kind, tap, None, model.get_submodule(tap.module))
-                continue
-            for layer in range(shape["layers"]):
-                if tags[layer].issuperset(tap.tags):
-                    yield PlacedTap(kind, tap, layer, model.get_submodule(tap.module.format(layer=layer)))
+    for tap in shape.family.taps.get(kind, ()):
+        if not all(holds(full, condition) for condition in tap.conditions):
+            continue
+        if "{layer}" not in tap.module:
+            yield tap, None
+            continue
+        for layer in range(shape["layers"]):
+            if tags[layer].issuperset(tap.tags):
+                yield tap, layer
 
 
 def first_tensor(value: Any) -> torch.Tensor:

@@ -32,7 +32,7 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
             )
         if value < 1:
             raise ShapeError(f"--{name.replace('_', '-')} must be at least 1.")
-    sizes = _following(family, old, target)
+    sizes = following(family, old, target)
     check_rules(family, sizes)
     check_rotation(shape, sizes)
     if sizes.get("group", 0) > old.get("group", 0):
@@ -48,7 +48,7 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
     return sizes
 
 
-def _following(family: Family, old: Mapping[str, int], target: Mapping[str, int]) -> dict[str, int]:
+def following(family: Family, old: Mapping[str, int], target: Mapping[str, int]) -> dict[str, int]:
     """The target with what follows from it: query heads of removed KV heads, coupled and derived axes."""
     sizes = {**old, **target}
     if "kv_heads" in target and "heads" not in target:

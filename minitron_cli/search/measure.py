@@ -18,7 +18,7 @@ from minitron_cli.prune.plan import PrunePlan, planned_config
 from minitron_cli.runtime.device import pick_device, pick_dtype
 from minitron_cli.runtime.progress import Progress
 from minitron_cli.runtime.state import load_state, save_state
-from minitron_cli.tokens import TokenDataset, batch_rows
+from minitron_cli.tokens import TokenDataset, batch_rows, read_rows
 
 STATE = "state.safetensors"
 
@@ -85,9 +85,9 @@ class Funnel:
         with Progress("short distillation", config.steps, "steps", start=first, rate_unit="tokens") as progress:
             for step in range(first, config.steps):
                 rows = batch_rows(config.seed, step, config.batch_size, len(self.train))
-                batch = Batch.read(self.train, rows, self.device)
+                batch = Batch.read(read_rows(self.train, rows), self.device)
                 lessons = [teacher.lesson(batch)]
-                losses = [trainer.update([batch], lessons, step) for trainer in trainers.values()]
+                losses = [trainer.update([batch], lessons, step).loss for trainer in trainers.values()]
                 if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
                     self._save(trainers, step + 1)
                 progress.advance(rated=batch.ids.numel() * len(trainers), note=f"best loss {min(losses):.3f}")

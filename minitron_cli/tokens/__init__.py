@@ -9,6 +9,18 @@ A directory written by `data prepare` holds, per split ("train", "validation"):
 from minitron_cli.tokens.identity import tokenizer_identity
 from minitron_cli.tokens.order import batch_rows
 from minitron_cli.tokens.reader import Split, TokenDataset
+from minitron_cli.tokens.stream import PreparedSource, Sequences, Source, read_rows
 from minitron_cli.tokens.writer import SplitWriter, write_index
 
-__all__ = ["Split", "SplitWriter", "TokenDataset", "batch_rows", "tokenizer_identity", "write_index"]
+__all__ = [
+    "PreparedSource",
+    "Sequences",
+    "Source",
+    "Split",
+    "SplitWriter",
+    "TokenDataset",
+    "batch_rows",
+    "read_rows",
+    "tokenizer_identity",
+    "write_index",
+]

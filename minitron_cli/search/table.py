@@ -1,0 +1,52 @@
+"""The candidates of a search as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+ALWAYS = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")
+"""Axes shown where the family has them; others only where candidates differ in them."""
+
+
+def format_search(result: dict[str, Any]) -> str:
+    """One line per candidate: rank and losses where they were measured, sizes, costs."""
+    rows: list[Row] = result["candidates"]
+    columns = [column for column in _columns(rows) if any(text != "-" for text in column[1])]
+    widths = [max(len(text) for text in (title, *texts)) for title, texts in columns]
+    count = result["feasible"]
+    lines = [f"{count:,} {'shape meets' if count == 1 else 'shapes meet'} the budgets; {len(rows):,} listed."]
+    for cells in ([title for title, _ in columns], *zip(*(texts for _, texts in columns), strict=True)):
+        lines.append("  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
+    if result["chosen"]:
+        lines.append(
+            f"chosen: {result['chosen']['name']}; cut it with `minitron prune CKPT --search {result['out']} --out DIR`"
+        )
+    return "\n".join(lines)
+
+
+def _columns(rows: list[Row]) -> list[tuple[str, list[str]]]:
+    """(title, cells); a cell of what was not measured is "-"."""
+    whole: Callable[[Any], str] = lambda value: f"{value:,}"  # noqa: E731
+    axes = [axis for axis in rows[0]["shape"] if axis in ALWAYS or len({row["shape"][axis] for row in rows}) > 1]
+    columns = [("rank", [_cell(row["rank"], str) for row in rows])]
+    columns += [(axis, [str(row["shape"][axis]) for row in rows]) for axis in axes]
+    columns += [("params", [whole(row["params"]) for row in rows])]
+    columns += [("non-embedding", [whole(row["params_non_embedding"]) for row in rows])]
+    if any(row["params_active"] != row["params"] for row in rows):
+        columns += [("active", [whole(row["params_active"]) for row in rows])]
+    giga: Callable[[Any], str] = lambda value: f"{value / 1e9:.4g}"  # noqa: E731
+    columns += [
+        ("weights GB", [giga(row["weight_bytes"]) for row in rows]),
+        ("KV GB", [_cell(row["kv_bytes"], giga) for row in rows]),
+        ("Gflop/token", [giga(row["flops_per_token"]) for row in rows]),
+        ("ms/token", [_cell(row.get("seconds_per_token"), lambda value: f"{1e3 * value:.3g}") for row in rows]),
+        ("zero-shot", [_cell(row["loss_zero_shot"], lambda value: f"{value:.3f}") for row in rows]),
+        ("retrained", [_cell(row["loss_retrained"], lambda value: f"{value:.3f}") for row in rows]),
+    ]
+    return columns
+
+
+def _cell(value: Any, text: Callable[[Any], str]) -> str:
+    return "-" if value is None else text(value)
