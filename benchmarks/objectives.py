@@ -136,7 +136,7 @@ def stories(shared: Path) -> World:
     """
     text = shared / "text" / "tinystories_lowercase_4M.txt"
     cuts = {"depth": {"layers": 3}, "width": {"hidden": 48, "ffn": 96}}
-    return World("stories260K on TinyStories", str(shared / "models" / "stories260K"), str(text), cuts, correction=600)
+    return World("stories260K on TinyStories", str(shared / "models" / "stories260K"), str(text), cuts, correction=300)
 
 
 def compare(world: World, arms: Sequence[str], seeds: int, steps: int, directory: Path) -> None:

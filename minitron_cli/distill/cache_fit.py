@@ -27,8 +27,10 @@ def require_fit(
     student_vocab: int,
     visits: npt.NDArray[np.int64],
 ) -> None:
-    """Raises:
-    UserError: the cache was made for something else than this run.
+    """Refuse a cache that was made for something else than this run.
+
+    Raises:
+        UserError: of another teacher, data, temperature, vocabulary, or with too few sequences.
     """
     name, content = cache.directory, cache.content
     again = "cache the teacher again with --cache-teacher in another directory"
