@@ -257,7 +257,7 @@ def test_too_little_disk(command: str, place: Path, invoke: Invoke, monkeypatch:
         ("search llama --params 50% --grid hidden --list", "--grid"),
         ("search llama --params 50% --grid width=3 --list", "width"),
         ("search llama --params 50% --grid hidden=64 --list", "larger than the original"),
-        ("search llama --params-range 1:2 --list", "No candidate"),
+        ("search llama --params-range 1:2 --list", "1 to 2 total parameters are asked for"),
         ("search llama --params 50%", "--importance"),
     ],
 )

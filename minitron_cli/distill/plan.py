@@ -10,7 +10,7 @@ import torch
 
 from minitron_cli.distill.memory import Case
 from minitron_cli.runtime.memory import available_bytes
-from minitron_cli.runtime.progress import duration, quantity
+from minitron_cli.runtime.progress import byte_size, duration
 
 MEASURED_SECONDS = 0.1
 
@@ -105,11 +105,11 @@ def describe(plan: TrainingPlan) -> str:
     passes = f", {plan.passes:.2f} passes over the training data" if plan.passes is not None else ""
     whole = plan.micro_batch == plan.batch_size
     parts = "the whole batch" if whole else f"{plan.micro_batch} of {plan.batch_size} sequences"
-    held = ", ".join(f"{name} {quantity(size)}B" for name, size in plan.memory.items() if size)
+    held = ", ".join(f"{name} {byte_size(size)}" for name, size in plan.memory.items() if size)
     needed = sum(plan.memory.values())
     return (
         f"{steps}{passes}; {parts} per forward pass.\n"
-        f"Memory: about {quantity(needed)}B of {quantity(plan.memory_free)}B free on {plan.device} ({held}).\n"
+        f"Memory: about {byte_size(needed)} of {byte_size(plan.memory_free)} free on {plan.device} ({held}).\n"
         f"Time: roughly {duration(plan.seconds)} ({plan.flops:.1e} FLOP, {plan.flops_per_second / 1e9:,.0f} GFLOP/s "
         f"in {plan.dtype} measured just now); the progress line soon knows better."
     )

@@ -120,7 +120,10 @@ class Trainer:
         if config.checkpoint_activations:
             if not model.supports_gradient_checkpointing:
                 raise ConfigError(f"{type(model).__name__} cannot recompute; leave out --checkpoint-activations.")
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers renames it: the old name warns in 5.23, the new one is not in 5.10.
+            name = "activation_checkpointing_enable"
+            enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         # Beside the module, not in it: the head calls the same backbone with a forward of its own.
         self._compiled: Any = torch.compile(backbone_of(model)) if config.compile else None
 

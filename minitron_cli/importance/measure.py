@@ -16,7 +16,7 @@ from minitron_cli.importance.paths import FULL, Leg, Model, Removed, before, car
 from minitron_cli.models.streaming import StreamedModel
 from minitron_cli.runtime.group import Group
 from minitron_cli.runtime.memory import available_bytes
-from minitron_cli.runtime.progress import Progress, quantity, say
+from minitron_cli.runtime.progress import Progress, byte_size, say
 from minitron_cli.runtime.state import load_state, save_state
 from minitron_cli.tokens import Split
 
@@ -152,8 +152,8 @@ class Removals:
 
     def _plan(self, paths: Sequence[Removed], trunk: Removed, together: int) -> str:
         walks, layers = legs(paths, trunk, together), len(self.model.layers)
-        size = quantity((together + 2) * self._state_bytes())
-        text = f"Depth: {len(paths)} paths, {together} carried at a time ({size}B)"
+        size = byte_size((together + 2) * self._state_bytes())
+        text = f"Depth: {len(paths)} paths, {together} carried at a time ({size})"
         if self.streamed:
             read = sum(bool(leg.through(number)) for leg in walks for number in range(leg.start, layers))
             times = "once" if len(walks) == 1 else f"{len(walks)} times"

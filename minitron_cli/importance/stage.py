@@ -29,7 +29,7 @@ from minitron_cli.models.streaming import ResidentModel, StreamedModel, open_mod
 from minitron_cli.runtime.device import pick_device, pick_dtype
 from minitron_cli.runtime.group import Group, process_group
 from minitron_cli.runtime.memory import peak_rss_bytes
-from minitron_cli.runtime.progress import quantity, say
+from minitron_cli.runtime.progress import byte_size, say
 from minitron_cli.tokens import Split, TokenDataset, batch_rows
 
 
@@ -79,8 +79,8 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
     streamed = config.stream or not memory.resident_fits()
     require_scorable(config, checkpoint.shape["layers"], streamed=streamed)
     if streamed:
-        held, whole = quantity(memory.frame + memory.layer // 2), quantity(memory.weights)
-        say(f"One layer at a time: {held}B of {whole}B of weights in memory.")
+        held, whole = byte_size(memory.frame + memory.layer // 2), byte_size(memory.weights)
+        say(f"One layer at a time: {held} of {whole} of weights in memory.")
     # A streamed pass keeps two sets of states on disk, so that it can go on where it was killed.
     require_disk(config.out, (64 << 20) + 2 * memory.states * streamed, "The calibration pass")
     with process_group() as group:

@@ -47,6 +47,11 @@ def quantity(number: float) -> str:
     return f"{number:.3g}"
 
 
+def byte_size(count: float) -> str:
+    """`64B`, `3.39MB`, `21.4GB`, in powers of ten."""
+    return quantity(count).replace("B", "G") + "B"
+
+
 class Progress:
     """`distill  120/400 steps  30%  5.4k tokens/s  1m10s left  loss 2.31`
 
