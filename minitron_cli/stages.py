@@ -22,6 +22,7 @@ from minitron_cli.shape import Shape
 RUN = "run.json"
 LABELS = {
     "teacher": "teacher",
+    "corrected": "corrected",
     "pruned": "pruned",
     "student": "distilled",
     "cross-entropy": "cross-entropy",
@@ -104,35 +105,61 @@ def compress_recipe(config: CompressConfig) -> Recipe:
 
 
 class Chain:
-    """One recipe under one directory. Every stage decides itself whether it is up to date, resumes or starts."""
+    """One recipe under one directory. Every stage decides itself whether it is up to date, resumes or starts.
+
+    Directories of the last round are called pruned, student and so on; those of earlier ones round-1-pruned.
+    """
 
     def __init__(self, recipe: Recipe, out: Path, force: bool) -> None:
         self.recipe, self.out, self.force = recipe, out, force
         self.result = RunResult(str(out), recipe.name, recipe.description, teacher=recipe.teacher)
-        self.pruning = recipe.search is not None or recipe.prune is not None
+        self.last = len(recipe.rounds) - 1
 
     def plan(self) -> dict[str, Any]:
         """The recipe, the directory and the stages, as JSON values."""
         return {"recipe": self.recipe.to_json(), "out": str(self.out), "stages": [name for name, _ in self.steps()]}
 
     @property
-    def student(self) -> str:
-        """What distillation starts from."""
-        return str(self.out / "pruned") if self.pruning else self.recipe.teacher
+    def teacher(self) -> str:
+        """What is scored and cut, and what students learn from."""
+        return str(self.out / "corrected") if self.recipe.correct is not None else self.recipe.teacher
+
+    def has(self, name: str, number: int) -> bool:
+        """Whether a round has a section."""
+        return self.recipe.rounds[number].get(name) is not None
+
+    def prunes(self, number: int) -> bool:
+        """Whether a round cuts anything."""
+        return self.has("search", number) or self.has("prune", number)
+
+    def place(self, name: str, number: int) -> str:
+        """The directory of a stage of a round."""
+        return name if number == self.last else f"round-{number + 1}-{name}"
+
+    def uncut(self, number: int) -> str:
+        """What a round starts from."""
+        return str(self.out / self.place("student", number - 1)) if number else self.teacher
+
+    def student(self, number: int) -> str:
+        """What a round's distillation starts from."""
+        return str(self.out / self.place("pruned", number)) if self.prunes(number) else self.uncut(number)
 
     def steps(self) -> list[tuple[str, Callable[[], Any]]]:
         """The stages in order, by the name of their directory."""
-        recipe, steps = self.recipe, [("data", self._data)]
-        if recipe.importance is not None:
-            steps.append(("importance", self._importance))
-        if recipe.search is not None:
-            steps.append(("search", self._search))
-        if self.pruning:
-            steps.append(("pruned", self._prune))
-        if recipe.distill is not None:
-            steps.append(("student", partial(self._distill, "student", {})))
+        recipe = self.recipe
+        steps: list[tuple[str, Callable[[], Any]]] = [("data", self._data)]
+        if recipe.correct is not None:
+            steps.append(("corrected", self._correct))
+        for number in range(len(recipe.rounds)):
+            stages: list[tuple[str, bool, Callable[[int], Any]]] = [
+                ("importance", self.has("importance", number), self._importance),
+                ("search", self.has("search", number), self._search),
+                ("pruned", self.prunes(number), self._prune),
+                ("student", self.has("distill", number), partial(self._distill, name="student", changes={})),
+            ]
+            steps += [(self.place(name, number), partial(step, number)) for name, present, step in stages if present]
         for name in recipe.baselines:
-            steps.append((name, partial(self._distill, name, BASELINES[name])))
+            steps.append((name, partial(self._distill, self.last, name=name, changes=BASELINES[name])))
         if recipe.eval is not None:
             steps += [(f"eval/{name}", partial(self._eval, name)) for name in self.models()]
         return steps
@@ -140,11 +167,11 @@ class Chain:
     def models(self) -> dict[str, str]:
         """The models of the run and where they are, teacher first."""
         models = {"teacher": self.recipe.teacher}
-        if self.pruning:
-            models["pruned"] = str(self.out / "pruned")
-        if self.recipe.distill is not None:
-            models |= {name: str(self.out / name) for name in ("student", *self.recipe.baselines)}
-        return models
+        names = ["corrected"] if self.recipe.correct is not None else []
+        for number in range(len(self.recipe.rounds)):
+            names += [self.place("pruned", number)] if self.prunes(number) else []
+            names += [self.place("student", number)] if self.has("distill", number) else []
+        return models | {name: str(self.out / name) for name in (*names, *self.recipe.baselines)}
 
     def run(self) -> RunResult:
         """All stages, then the report; a second run finds everything up to date."""
@@ -160,7 +187,7 @@ class Chain:
             status = "up to date" if reused else "done"
             self.result.stages.append({"name": name, "status": status, "seconds": round(time.monotonic() - started, 2)})
         self.result.models = [self._row(name, path) for name, path in self.models().items()]
-        self.result.student = self.models().get("student", self.student)
+        self.result.student = self.models().get("student", self.student(self.last))
         self.result.seconds = round(time.monotonic() - began, 1)
         self._report()
         return self.result
@@ -177,40 +204,45 @@ class Chain:
             write_json(self.out / RUN, self.result.to_json())
         write_json(self.out / "recipe.json", self.recipe.to_json())
 
-    def _stage(self, name: str, out: str, **wires: Any) -> Any:
-        return self.recipe.stage(name, {**wires, "out": self.out / out, "force": self.force})
+    def _stage(self, name: str, out: str, number: int = 0, **wires: Any) -> Any:
+        return self.recipe.stage(name, {**wires, "out": self.out / out, "force": self.force}, number)
 
     def _data(self) -> None:
         from minitron_cli.data.prepare import run_data
 
         run_data(self._stage("data", "data", tokenizer=self.recipe.teacher))
 
-    def _importance(self) -> None:
+    def _correct(self) -> None:
+        from minitron_cli.distill.correct import run_correct
+
+        run_correct(self._stage("correct", "corrected", teacher=self.recipe.teacher, data=self.out / "data"))
+
+    def _importance(self, number: int) -> None:
         from minitron_cli.importance.stage import run_importance
 
-        run_importance(self._stage("importance", "importance", checkpoint=self.recipe.teacher, data=self.out / "data"))
+        wires = {"checkpoint": self.uncut(number), "data": self.out / "data"}
+        run_importance(self._stage("importance", self.place("importance", number), number, **wires))
 
-    def _search(self) -> None:
+    def _search(self, number: int) -> None:
         from minitron_cli.search.stage import run_search
 
-        paths = {"importance": self.out / "importance", "data": self.out / "data"}
-        run_search(self._stage("search", "search", checkpoint=self.recipe.teacher, **paths))
+        paths = {"importance": self.out / self.place("importance", number), "data": self.out / "data"}
+        wires = {"checkpoint": self.uncut(number), **paths}
+        run_search(self._stage("search", self.place("search", number), number, **wires))
 
-    def _prune(self) -> None:
+    def _prune(self, number: int) -> None:
         from minitron_cli.prune.stage import run_prune
 
-        sources: dict[str, Any] = {}
-        if self.recipe.search is not None:
-            sources["search"] = self.out / "search"
-        elif self.recipe.importance is not None:
-            sources["importance"] = self.out / "importance"
-        run_prune(self._stage("prune", "pruned", checkpoint=self.recipe.teacher, **sources))
+        found = next((name for name in ("search", "importance") if self.has(name, number)), None)
+        sources = {found: self.out / self.place(found, number)} if found else {}
+        wires = {"checkpoint": self.uncut(number), **sources}
+        run_prune(self._stage("prune", self.place("pruned", number), number, **wires))
 
-    def _distill(self, name: str, changes: dict[str, Any]) -> None:
+    def _distill(self, number: int, name: str, changes: dict[str, Any]) -> None:
         from minitron_cli.distill.stage import run_distill
 
-        wires = {"student": self.student, "teacher": self.recipe.teacher, "data": self.out / "data"}
-        run_distill(self._stage("distill", name, **wires, **changes))
+        wires = {"student": self.student(number), "teacher": self.teacher, "data": self.out / "data"}
+        run_distill(self._stage("distill", self.place(name, number), number, **wires, **changes))
 
     def _eval(self, name: str) -> None:
         from minitron_cli.evaluate.stage import run_eval
@@ -222,10 +254,10 @@ class Chain:
         """One line of the comparison, from what the stages wrote."""
         shape = Shape.of(read_config(resolve(path)))
         measured = (read_manifest(self.out / "eval" / name) or {}).get("result", {})
-        trained = (read_manifest(self.out / name) or {}).get("result", {}) if name not in ("teacher", "pruned") else {}
+        trained = [(read_manifest(self.out / each) or {}).get("result", {}) for each in self._trainings(name)]
         return {
             "name": name,
-            "label": LABELS[name],
+            "label": _label(name),
             "path": path,
             "shape": shape.shown(),
             "params": shape.params,
@@ -234,9 +266,16 @@ class Chain:
             "perplexity": measured.get("perplexity"),
             "bits_per_byte": measured.get("bits_per_byte"),
             "tasks": measured.get("tasks", {}),
-            "tokens": trained.get("tokens", 0),
-            "train_seconds": trained.get("seconds", 0.0),
+            "tokens": sum(result.get("tokens", 0) for result in trained),
+            "train_seconds": sum(result.get("seconds", 0.0) for result in trained),
         }
+
+    def _trainings(self, name: str) -> list[str]:
+        """Directories of all distillations behind a model, or of the correction behind a teacher."""
+        students = [self.place("student", number) for number in range(self.last + 1) if self.has("distill", number)]
+        if name in students:
+            return students[: students.index(name) + 1]
+        return [name] if name == "corrected" or name in self.recipe.baselines else []
 
     def _report(self) -> None:
         from minitron_cli.report.stage import write_report
@@ -248,6 +287,14 @@ class Chain:
         self.result.report = str(self.out / "report.html")
         write_json(self.out / RUN, self.result.to_json())
         write_report(self.out)
+
+
+def _label(name: str) -> str:
+    """What people call a model by its directory."""
+    if not name.startswith("round-"):
+        return LABELS[name]
+    _, number, base = name.split("-", 2)
+    return f"{LABELS[base]} {number}"
 
 
 def format_run(result: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import pytest
 from minitron_cli.config.audit import AuditConfig, RobotsFetchConfig, RobotsImportConfig, TermsConfig
 from minitron_cli.config.base import StageConfig
 from minitron_cli.config.convert import ConvertConfig
+from minitron_cli.config.correct import CorrectConfig
 from minitron_cli.config.data import DataConfig
 from minitron_cli.config.distill import DistillConfig, TrainingConfig
 from minitron_cli.config.evaluate import EvalConfig
@@ -34,6 +35,7 @@ NEEDED: dict[type[StageConfig], dict[str, Any]] = {
         "checkpoint": "ckpt", "params": "50%", "importance": Path("i"), "data": Path("d"), "out": Path("o"),
     },
     PruneConfig: {"checkpoint": "ckpt", "out": Path("o")},
+    CorrectConfig: {"teacher": "t", "data": Path("d"), "steps": 1, "out": Path("o")},
     DistillConfig: {"student": "s", "teacher": "t", "data": Path("d"), "steps": 1, "out": Path("o")},
     EvalConfig: {"checkpoint": "ckpt", "data": Path("d"), "out": Path("o")},
     RunConfig: {"recipe": "quickstart"},

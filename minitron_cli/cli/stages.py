@@ -8,6 +8,7 @@ import typer
 
 from minitron_cli.cli.command import add_stage
 from minitron_cli.config.convert import ConvertConfig
+from minitron_cli.config.correct import CorrectConfig
 from minitron_cli.config.distill import DistillConfig
 from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.config.importance import ImportanceConfig
@@ -77,6 +78,18 @@ def _show_distill_plan(plan: dict[str, Any]) -> str:
     from minitron_cli.distill.plan import TrainingPlan, describe
 
     return describe(TrainingPlan(**plan))
+
+
+def _correct(config: CorrectConfig) -> Any:
+    from minitron_cli.distill.correct import run_correct
+
+    return run_correct(config)
+
+
+def _plan_correct(config: CorrectConfig) -> dict[str, Any]:
+    from minitron_cli.distill.correct import plan_correct
+
+    return plan_correct(config).to_json()
 
 
 def _show_distill(result: dict[str, Any]) -> str:
@@ -175,6 +188,7 @@ def register(app: typer.Typer) -> None:
     add_stage(app, "importance", ImportanceConfig, _importance, _show_importance)
     add_stage(app, "search", SearchConfig, _search, _show_search)
     add_stage(app, "prune", PruneConfig, _prune, _show_prune, dry_run=(_plan, _show_plan))
+    add_stage(app, "correct", CorrectConfig, _correct, _show_distill, dry_run=(_plan_correct, _show_distill_plan))
     add_stage(app, "distill", DistillConfig, _distill, _show_distill, dry_run=(_plan_distill, _show_distill_plan))
     add_stage(app, "eval", EvalConfig, _eval, _show_eval)
     add_stage(app, "compress", CompressConfig, _compress, _show_run, dry_run=(_plan_compress, _show_run_plan))

@@ -18,7 +18,20 @@ from minitron_cli.errors import ConfigError
 class TrainingConfig(WritingConfig):
     """How to train: data, length, optimizer, how often to save and to look."""
 
-    data: Path = required("Prepared data set.", keyed=False)
+    data: Path = required(
+        "Prepared data set; or with --seq-len, text to tokenise while training runs: a JSONL, Parquet or text file, a "
+        "directory of them, a Hub data set id, or `python-stdlib`.",
+        keyed=False,
+    )
+    seq_len: Annotated[int, Ge(2)] | None = option(None, "Tokens per sequence of text that is tokenised on the way.")
+    text_column: str = option("text", "Column of its JSONL, Parquet and Hub rows that holds the text.")
+    messages: str | None = option(None, "Column of chat messages, as in `data prepare`.")
+    subset: str | None = option(None, "Configuration name of a Hub data set.")
+    hub_split: str = option("train", "Split of a Hub data set to read.")
+    val_data: Path | None = option(
+        None, "Prepared data set or text for the validation loss. Default: the validation split; of text, 1 in 40 "
+        "documents, chosen by hash, which training leaves out.", keyed=False,
+    )  # fmt: skip
     steps: Annotated[int, Ge(1)] | None = option(None, "Optimizer steps.")
     tokens: Annotated[int, Ge(1)] | None = option(None, "Training tokens, instead of --steps.")
     batch_size: Annotated[int, Ge(1)] = option(32, "Sequences per optimizer step.")

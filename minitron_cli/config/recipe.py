@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minitron_cli.config.base import StageConfig, check_keys, option, required
+from minitron_cli.config.correct import CorrectConfig
 from minitron_cli.config.data import DataConfig
 from minitron_cli.config.distill import DistillConfig
 from minitron_cli.config.evaluate import EvalConfig
@@ -20,6 +21,7 @@ from minitron_cli.errors import ConfigError
 
 SECTIONS: dict[str, type[StageConfig]] = {
     "data": DataConfig,
+    "correct": CorrectConfig,
     "importance": ImportanceConfig,
     "search": SearchConfig,
     "prune": PruneConfig,
@@ -29,51 +31,93 @@ SECTIONS: dict[str, type[StageConfig]] = {
 WIRED = {"out", "force", "checkpoint", "tokenizer", "student", "teacher", "list", "importance", "plan", "search"}
 """Keys the chain fills in itself."""
 
+TRAINING = ("correct", "distill")
+
+ROUND = ("importance", "search", "prune", "distill")
+"""Sections that a further round has of its own."""
+
 Baseline = Literal["cross-entropy", "scratch"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(StageConfig):
-    """The chain: data, importance, search or prune, distill, baselines, eval, report.
+    """The chain: data, correct, importance, search or prune, distill, further rounds, baselines, eval, report.
 
-    A section that is absent is skipped; without `search` and `prune` the student is the teacher's own shape.
+    A section that is absent is skipped; without `search` and `prune` the student is the teacher's own shape. Each round
+    in `then` cuts the student of the round before it; all learn from one teacher, which is the corrected one if any.
     """
 
     name: str = required("Name shown in the report.")
     description: str = option("", "One or two sentences for the report.")
     teacher: str = required("Checkpoint to compress.")
     data: dict[str, Any] = required("Options of `data prepare`.")
+    correct: dict[str, Any] | None = option(None, "Options of `correct`: the teacher is fine-tuned on the data first.")
     importance: dict[str, Any] | None = option(None, "Options of `importance`.")
     search: dict[str, Any] | None = option(None, "Options of `search`.")
     prune: dict[str, Any] | None = option(None, "Options of `prune`: explicit sizes instead of a search.")
     distill: dict[str, Any] | None = option(None, "Options of `distill`.")
+    then: tuple[dict[str, Any], ...] = option((), "More rounds, each with sections importance, search, prune, distill.")
     baselines: tuple[Baseline, ...] = option((), "Honest comparisons through the same loop on the same tokens.")
     eval: dict[str, Any] | None = option(None, "Options of `eval`, for every model of the run.")
 
     def check(self) -> None:
-        if self.search is not None and self.prune is not None:
-            raise ConfigError("A recipe has a search section or a prune section, not both.")
-        if self.search is not None and self.importance is None:
-            raise ConfigError("A recipe with a search section needs an importance section.")
+        for number in range(len(self.rounds)):
+            self._check_round(number)
         if self.baselines and self.distill is None:
             raise ConfigError("Baselines repeat the distill section with another loss; this recipe has none.")
-        for name in SECTIONS:
+        if self.baselines and self.then:
+            raise ConfigError("Baselines compare trainings of one round; leave out `baselines` or `then`.")
+        for name in ("data", "correct", "eval"):
             if getattr(self, name) is not None:
                 self.stage(name, _placeholders(name))
 
-    def stage(self, name: str, wires: Mapping[str, Any]) -> Any:
-        """The configuration of one stage, with the paths the chain fills in.
+    def _check_round(self, number: int) -> None:
+        where, sections = self.where(number), self.rounds[number]
+        check_keys(sections, list(ROUND), where=where)
+        if sections.get("search") is not None and sections.get("prune") is not None:
+            raise ConfigError(f"{where}search: a round has a search section or a prune section, not both.")
+        if sections.get("search") is not None and sections.get("importance") is None:
+            raise ConfigError(f"{where}search: a search section needs an importance section.")
+        if self.then and sections.get("distill") is None:
+            raise ConfigError(f"{where}distill is required: with `then`, every round ends with a student.")
+        for name in ROUND:
+            if sections.get(name) is not None:
+                self.stage(name, _placeholders(name), number)
+
+    @property
+    def rounds(self) -> list[Mapping[str, Any]]:
+        """The sections of each round."""
+        return [{name: getattr(self, name) for name in ROUND}, *self.then]
+
+    @staticmethod
+    def where(number: int) -> str:
+        """How messages call a round: its keys come after this."""
+        return f"then.{number - 1}." if number else ""
+
+    def stage(self, name: str, wires: Mapping[str, Any], number: int = 0) -> Any:
+        """The configuration of one stage of a round, with the paths the chain fills in.
+
+        A training section may name `data` of its own, to be tokenised on the way; its validation loss is still that of
+        the prepared data.
 
         Raises:
             ConfigError: an unknown key or a bad value, with the section's name.
         """
-        section = getattr(self, name) or {}
+        section = (self.rounds[number].get(name) if name in ROUND else getattr(self, name)) or {}
+        where = f"{self.where(number)}{name}"
         if not isinstance(section, Mapping):
-            raise ConfigError(f"{name}: write its options as `key: value` lines.")
-        fields = [field.name for field in dataclasses.fields(SECTIONS[name])]
-        wired = set(_placeholders(name))
-        check_keys(section, [field for field in fields if field not in wired], where=f"{name}.")
-        return SECTIONS[name].from_mapping({**section, **wires}, where=f"{name}.")
+            raise ConfigError(f"{where}: write its options as `key: value` lines.")
+        wired = dict(wires)
+        if name in TRAINING and section.get("data") is not None:
+            prepared = wired.pop("data")
+            wired |= {} if "val_data" in section else {"val_data": prepared}
+        elif name in TRAINING and section.get("seq_len") is not None:
+            raise ConfigError(f"{where}.seq_len goes with {where}.data: text to tokenise while training runs.")
+        own = {"data"} - wired.keys() if name in TRAINING else set()
+        filled = set(_placeholders(name)) - own
+        fields = [field.name for field in dataclasses.fields(SECTIONS[name]) if field.name not in filled]
+        check_keys(section, fields, where=f"{where}.")
+        return SECTIONS[name].from_mapping({**section, **wired}, where=f"{where}.")
 
 
 def _placeholders(name: str) -> dict[str, Any]:
@@ -81,7 +125,7 @@ def _placeholders(name: str) -> dict[str, Any]:
     fields = {field.name for field in dataclasses.fields(SECTIONS[name])} & WIRED
     values: dict[str, Any] = {field: Path("wired") for field in fields - {"force", "list", "plan", "search"}}
     values |= dict.fromkeys(fields & {"checkpoint", "tokenizer", "student", "teacher"}, "wired")
-    if name in ("importance", "search", "distill", "eval"):
+    if name in ("importance", "search", "distill", "eval", "correct"):
         values["data"] = Path("wired")
     return values
 
@@ -116,7 +160,7 @@ def load_recipe(reference: str, changes: tuple[str, ...] = ()) -> Recipe:
             raise ConfigError(f"{reference} is neither a file nor a shipped recipe ({', '.join(sorted(recipes))}).")
         text = recipes[reference]
     try:
-        values = yaml.safe_load(text)
+        values = _apart(yaml.safe_load(text))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
@@ -128,6 +172,13 @@ def load_recipe(reference: str, changes: tuple[str, ...] = ()) -> Recipe:
     return Recipe.from_mapping(values)
 
 
+def _apart(value: Any) -> Any:
+    """The same without parts that YAML's anchors share, so that a change of one section is not one of another."""
+    if isinstance(value, dict):
+        return {key: _apart(item) for key, item in value.items()}
+    return [_apart(item) for item in value] if isinstance(value, list) else value
+
+
 def _apply(values: dict[str, Any], change: str) -> None:
     import yaml
 
@@ -135,14 +186,26 @@ def _apply(values: dict[str, Any], change: str) -> None:
     if not equals:
         raise ConfigError(f"--set {change}: write section.key=value.")
     *path, last = key.strip().split(".")
-    target = values
+    target: Any = values
     for part in path:
-        if target.get(part) is None:
-            target[part] = {}
-        target = target[part]
-        if not isinstance(target, dict):
-            raise ConfigError(f"--set {change}: '{part}' holds a value, not a section.")
+        target = _inside(target, part, change)
+    if not isinstance(target, dict):
+        raise ConfigError(f"--set {change}: '{last}' is no key of a section.")
     try:
         target[last] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {change}: '{text}' is not valid YAML.") from None
+
+
+def _inside(target: Any, part: str, change: str) -> Any:
+    """The section `part` of a section, made where it is absent, or of a list by its place, from 0."""
+    if isinstance(target, dict):
+        if target.get(part) is None:
+            target[part] = {}
+        if isinstance(target[part], (dict, list)):
+            return target[part]
+    elif part.isdecimal() and int(part) < len(target):
+        return target[int(part)]
+    else:
+        raise ConfigError(f"--set {change}: '{part}' is none of the places 0 to {len(target) - 1} of its list.")
+    raise ConfigError(f"--set {change}: '{part}' holds a value, not a section.")

@@ -15,7 +15,9 @@ from minitron_cli.config.base import StageConfig, argument, option, required
 class RunConfig(StageConfig):
     """The whole chain from a recipe; finished stages are reused, interrupted ones resume."""
 
-    recipe: str = argument("A YAML file, or a shipped name: quickstart, quickstart-teacher.")
+    recipe: str = argument(
+        "A YAML file, or a shipped name: quickstart, width, depth, two-stage, corrected, quickstart-teacher."
+    )
     out: Path | None = option(None, "Directory of the run; default runs/NAME.")
     set: tuple[str, ...] = option((), "Change a recipe key, such as distill.steps=400; repeat for more.")
     force: bool = option(False, "Redo stages whose directories hold another configuration's result.")

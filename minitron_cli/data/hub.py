@@ -36,13 +36,25 @@ def open_hub(name: str, subset: str | None, split: str) -> Any:
         ) from None
 
 
-def hub_rows(name: str, subset: str | None, split: str, column: str) -> Callable[[], Iterator[Row]]:
-    """Rows of a Hub data set.
+def hub_rows(name: str, subset: str | None, split: str, column: str) -> list[Callable[[], Iterator[Row]]]:
+    """Rows of a Hub data set, by its shards.
 
     Raises:
         InputError: from `open_hub`, or no such column.
     """
-    return _rows(open_hub(name, subset, split), name, column)
+    return by_shards(open_hub(name, subset, split), name, column)
+
+
+def by_shards(dataset: Any, name: str, column: str) -> list[Callable[[], Iterator[Row]]]:
+    """Rows of a streamed data set, by its shards, in its order.
+
+    Raises:
+        InputError: no such column.
+    """
+    count = dataset.num_shards
+    if count == 1:
+        return [_rows(dataset, name, column)]
+    return [_rows(dataset.shard(count, index), f"{name} shard {index}", column) for index in range(count)]
 
 
 def is_saved_dataset(path: Path) -> bool:

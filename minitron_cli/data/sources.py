@@ -6,8 +6,10 @@ import hashlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from minitron_cli.checkpoint.hub import is_local
@@ -43,6 +45,7 @@ class Source:
 
     `weight`: its part of the mix, or None. `identity`: changes when the content does. `size`: bytes of input, 0 where
     unknown. `documents`: starts a fresh pass. `rule`: the split, whose `full` the reader may set (see SplitRule).
+    `shards`: the same documents in parts (files, shards of a Hub data set) that can be read in any order.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Source:
     size: int
     rule: SplitRule
     documents: Callable[[], Iterator[Document]]
+    shards: tuple[Callable[[], Iterator[Document]], ...]
 
 
 def open_sources(config: DataConfig) -> list[Source]:
@@ -126,7 +130,7 @@ def _open_directory(
         )
     if is_saved_dataset(path):
         rows = saved_rows(path, config.hub_split, column.name)
-        return _row_source(name, "saved data set", weight, fingerprint(path), 0, rows, column, rule)
+        return _row_source(name, "saved data set", weight, fingerprint(path), 0, [rows], column, rule)
     files = _visible_files(path)
     if not files:
         raise InputError(f"{name} is a directory without files.")
@@ -171,10 +175,9 @@ def _text_source(
         raise ConfigError(f"--messages needs rows with columns (JSONL, Parquet, Hub), and {name} is plain text.")
     size = sum(file.stat().st_size for _, file in files)
 
-    def documents() -> Iterator[Document]:
-        return file_documents(files, mode, rule, config.seed)
-
-    return Source(name, kind, weight, digest([identity, mode]), size, rule, documents)
+    documents = partial(file_documents, files, mode, rule, config.seed)
+    shards = tuple(partial(file_documents, [item], mode, rule, config.seed) for item in files)
+    return Source(name, kind, weight, digest([identity, mode]), size, rule, documents, shards)
 
 
 def file_documents(files: list[tuple[str, Path]], mode: str, rule: SplitRule, seed: int) -> Iterator[Document]:
@@ -209,12 +212,13 @@ def _row_files(
     for path in files:
         _require_column(path, column.name)
 
-    def rows() -> Iterator[Row]:
-        for path in files:
-            yield from parquet_rows(path, column.name) if path.name.endswith(PARQUET_SUFFIXES) else json_rows(path)
-
     kind = "parquet" if files[0].name.endswith(PARQUET_SUFFIXES) else "jsonl"
+    rows = [partial(_rows_of, path, column) for path in files]
     return _row_source(name, kind, weight, identity, sum(p.stat().st_size for p in files), rows, column, rule)
+
+
+def _rows_of(path: Path, column: Column) -> Iterator[Row]:
+    return parquet_rows(path, column.name) if path.name.endswith(PARQUET_SUFFIXES) else json_rows(path)
 
 
 def _require_column(path: Path, column: str) -> None:
@@ -229,15 +233,21 @@ def _require_column(path: Path, column: str) -> None:
 
 
 def _row_source(
-    name: str, kind: str, weight: float | None, identity: str, size: int, rows: Callable[[], Iterator[Row]],
-    column: Column, rule: SplitRule,
+    name: str, kind: str, weight: float | None, identity: str, size: int,
+    rows: Sequence[Callable[[], Iterator[Row]]], column: Column, rule: SplitRule,
 ) -> Source:  # fmt: skip
-    def documents() -> Iterator[Document]:
-        for where, row, read in rows():
-            if column.name not in row:
-                raise missing_column(where, column.name, list(row))
-            document = column.document(row[column.name], where, read, rule)
-            if document is not None:
-                yield document
+    shards = tuple(partial(_row_documents, shard, column, rule) for shard in rows)
 
-    return Source(name, kind, weight, identity, size, rule, documents)
+    def documents() -> Iterator[Document]:
+        return chain.from_iterable(shard() for shard in shards)
+
+    return Source(name, kind, weight, identity, size, rule, documents, shards)
+
+
+def _row_documents(rows: Callable[[], Iterator[Row]], column: Column, rule: SplitRule) -> Iterator[Document]:
+    for where, row, read in rows():
+        if column.name not in row:
+            raise missing_column(where, column.name, list(row))
+        document = column.document(row[column.name], where, read, rule)
+        if document is not None:
+            yield document

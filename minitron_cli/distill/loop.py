@@ -194,5 +194,6 @@ class Run:
 
 
 def _not_compiled(error: Exception) -> ConfigError:
-    told = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    cause = getattr(error, "inner_exception", error)  # of torch's BackendCompilerFailed
+    told = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
     return ConfigError(f"--compile does not work here ({told[0].rstrip('.')}); leave it out or install a C++ compiler.")

@@ -6,7 +6,6 @@ import json
 import time
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,9 @@ import torch
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.verify import check_contents, check_structure
-from minitron_cli.config.distill import DistillConfig
+from minitron_cli.config.distill import DistillConfig, TrainingConfig
+from minitron_cli.data.consent.record import audit_of
+from minitron_cli.distill.corpus import Corpus, note_data, open_corpus, require_same_data
 from minitron_cli.distill.intermediate import Matching
 from minitron_cli.distill.logs import require_log
 from minitron_cli.distill.loop import BAD_BATCH, Run
@@ -25,12 +26,11 @@ from minitron_cli.distill.trainer import Teacher, Trainer
 from minitron_cli.errors import InputError
 from minitron_cli.manifest import StageOutput, fingerprint, read_manifest, require_disk
 from minitron_cli.models.load import load_model, new_model, own_memory, stock_config
-from minitron_cli.models.match import require_same_tokenizer
 from minitron_cli.models.save import save_model
 from minitron_cli.runtime.device import pick_device, pick_dtype
 from minitron_cli.runtime.memory import peak_rss_bytes
 from minitron_cli.runtime.progress import say
-from minitron_cli.tokens import PreparedSource, Source, Split, TokenDataset
+from minitron_cli.tokens import Source
 
 CURVE = "curve.json"
 LAST_STEPS = 20
@@ -69,8 +69,7 @@ class Job:
     config: DistillConfig
     student: Checkpoint
     teacher: TeacherPlan | None
-    source: Source
-    validation: Split | None
+    corpus: Corpus
     inputs: dict[str, str]
     case: Case
     steps: int
@@ -82,7 +81,7 @@ class Job:
 
     def plan(self, micro_batch: int) -> TrainingPlan:
         """What it will do, hold and take."""
-        return make_plan(self.case, self.steps, self.source.length, micro_batch)
+        return make_plan(self.case, self.steps, self.corpus.source.length, micro_batch)
 
 
 def plan_distill(config: DistillConfig) -> TrainingPlan:
@@ -91,8 +90,7 @@ def plan_distill(config: DistillConfig) -> TrainingPlan:
     Raises:
         UserError: the input is wrong.
     """
-    job = _job(config)
-    return job.plan(job.case.micro_batch())
+    return plan_training(config, "student")
 
 
 def run_distill(config: DistillConfig) -> DistillResult:
@@ -102,13 +100,31 @@ def run_distill(config: DistillConfig) -> DistillResult:
         UserError: the input is wrong; nothing was written.
         RunError: the numbers or the disk failed midway; the last checkpoint is kept.
     """
+    return train(config, "student", "distill", config)
+
+
+def plan_training(config: DistillConfig, trained: str) -> TrainingPlan:
+    """What `train` would do."""
+    job = _job(config, trained)
+    return job.plan(job.case.micro_batch())
+
+
+def train(config: DistillConfig, trained: str, stage: str, given: TrainingConfig) -> DistillResult:
+    """Every training stage of the chain.
+
+    Args:
+        trained: how messages and the manifest call the checkpoint that is trained.
+        stage: the stage's name in the manifest.
+        given: its configuration as the user gave it.
+    """
     began = time.monotonic()
-    job = _job(config)
-    student, device = job.student, job.case.device
-    output = StageOutput(config.out, "distill", config, job.inputs, force=config.force, resumable=True)
+    job = _job(config, trained)
+    student, device, source = job.student, job.case.device, job.corpus.source
+    output = StageOutput(config.out, stage, given, job.inputs, force=config.force, resumable=True)
     if output.result is not None:
         say(f"{config.out} is up to date.")
         return DistillResult(**output.result)
+    require_same_data(output, job.inputs, config.data)
     micro_batch = job.case.micro_batch(saved_micro_batch(output.partial) if output.resuming else None)
     # One checkpoint more than are kept exists while it replaces the oldest, and the result beside them.
     require_disk(config.out, student.shape.params * 12 * (config.keep + 1) + student.nbytes, "The training state")
@@ -118,6 +134,8 @@ def run_distill(config: DistillConfig) -> DistillResult:
     if job.states is not None:
         say(job.states.describe())
     with output:
+        note_data(output, job.inputs, config.data)
+        validation = job.corpus.validation(config.eval_sequences)
         save_micro_batch(output.partial, micro_batch)
         teacher = job.teacher.open(device) if job.teacher else None
         model = _student_model(student, config, device)
@@ -128,7 +146,7 @@ def run_distill(config: DistillConfig) -> DistillResult:
         state_loss = job.states.loss(model) if job.states else None
         trainer = Trainer(model, config, job.steps, job.case.dtype, state_loss)
         lesson = teacher.lesson if teacher else None
-        run = Run(config, job.source, job.validation, trainer, lesson, output.partial, micro_batch)
+        run = Run(config, source, validation, trainer, lesson, output.partial, micro_batch)
         with closing(run), closing(teacher) if teacher else nullcontext():
             run.restore()
             run.finish()
@@ -136,7 +154,7 @@ def run_distill(config: DistillConfig) -> DistillResult:
             check_structure(output.partial, expected_params=student.shape.params)
             check_contents(output.partial, source=student.path)
             result = _result(run, config, began)
-        per_step = config.batch_size * job.source.seq_len
+        per_step = config.batch_size * source.seq_len
         curve = {"loss": run.losses, "validation": run.validations, "tokens_per_step": per_step}
         (output.partial / CURVE).write_text(json.dumps(curve))
         for solved in output.partial.glob(BAD_BATCH.format("*")):
@@ -145,32 +163,30 @@ def run_distill(config: DistillConfig) -> DistillResult:
     return result
 
 
-def _job(config: DistillConfig) -> Job:
+def _job(config: DistillConfig, trained: str) -> Job:
     """Check everything that can be checked before a model is loaded."""
     require_log(config.log)
     student = Checkpoint(resolve(config.student))
     teacher = teacher_checkpoint(config)
-    models = {"the student": student, **({"the teacher": teacher} if teacher else {})}
-    references = {"the student": config.student, **({"the teacher": str(config.teacher)} if teacher else {})}
+    models = {f"the {trained}": student, **({"the teacher": teacher} if teacher else {})}
+    references = {f"the {trained}": config.student, **({"the teacher": str(config.teacher)} if teacher else {})}
     for each in models.values():
         each.require_unquantised()
-    dataset = TokenDataset(config.data)
-    source = PreparedSource(dataset, config.seed, config.batch_size)
-    validation = dataset.split("validation") if dataset.sequences("validation") else None
-    require_same_tokenizer(dataset, references)
+    corpus = open_corpus(config, references)
+    source = corpus.source
     for name, each in models.items():
         _require_fit(name, each, source)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
-    inputs = {"student": fingerprint(student.path), "data": fingerprint(config.data)}
+    inputs = {trained: fingerprint(student.path), **corpus.inputs}
     steps = config.steps or max(1, round((config.tokens or 0) / (config.batch_size * source.seq_len)))
-    taught = plan_teacher(config, teacher, student.shape["vocab"], dataset, inputs["data"], steps, dtype)
+    taught = plan_teacher(config, teacher, student.shape["vocab"], corpus.dataset, inputs["data"], steps, dtype)
     if taught is not None:
         inputs["teacher"] = taught.identity
     held = taught.live.shape if taught and taught.live else None
     states = Matching.of(config, held, student.shape) if config.states and held else None
     case = Case(student.shape, held, config, source.seq_len, device, dtype, states)
-    return Job(config, student, taught, source, validation, inputs, case, steps)
+    return Job(config, student, taught, corpus, inputs, case, steps)
 
 
 def _require_fit(name: str, checkpoint: Checkpoint, source: Source) -> None:
@@ -214,11 +230,14 @@ def _result(run: Run, config: DistillConfig, began: float) -> DistillResult:
         tokens_per_second=round(run.tokens_here / max(run.seconds_here, 1e-9), 1),
         seconds=round(time.monotonic() - began, 3),
         peak_rss_bytes=peak_rss_bytes(),
-        consent=_consent(config.data),
+        consent=_consent(config),
     )
 
 
-def _consent(data: Path) -> dict[str, Any] | None:
-    """The consent audit of the data's sources, as `data prepare` recorded it."""
-    found = ((read_manifest(data) or {}).get("result") or {}).get("consent")
+def _consent(config: DistillConfig) -> dict[str, Any] | None:
+    """The consent audit of the data's sources: as `data prepare` recorded it, or of the streamed text itself."""
+    if config.seq_len is not None:
+        audit = audit_of(str(config.data))
+        return {str(config.data): audit} if audit is not None else None
+    found = ((read_manifest(config.data) or {}).get("result") or {}).get("consent")
     return dict(found) if found else None

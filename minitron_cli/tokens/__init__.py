@@ -8,7 +8,7 @@ A directory written by `data prepare` holds, per split ("train", "validation"):
 
 from minitron_cli.tokens.identity import tokenizer_identity
 from minitron_cli.tokens.order import batch_rows
-from minitron_cli.tokens.reader import Split, TokenDataset
+from minitron_cli.tokens.reader import Split, TokenDataset, is_prepared
 from minitron_cli.tokens.stream import PreparedSource, Sequences, Source, read_rows
 from minitron_cli.tokens.writer import SplitWriter, write_index
 
@@ -20,6 +20,7 @@ __all__ = [
     "SplitWriter",
     "TokenDataset",
     "batch_rows",
+    "is_prepared",
     "read_rows",
     "tokenizer_identity",
     "write_index",

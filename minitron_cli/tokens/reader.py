@@ -38,6 +38,11 @@ class Split:
         return np.ascontiguousarray(self.mask[list(indices)]).astype(np.bool_)
 
 
+def is_prepared(directory: Path) -> bool:
+    """Whether `data prepare` wrote the directory; its files may still be damaged."""
+    return (directory / INDEX).is_file()
+
+
 class TokenDataset:
     """A directory written by `data prepare`."""
 

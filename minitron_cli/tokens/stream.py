@@ -1,6 +1,7 @@
 """Where training sequences come from: a prepared data set, or anything else that hands them out step by step.
 
-Trainers know `Source` alone. `PreparedSource` is the data set on disk.
+Trainers know `Source` alone. `PreparedSource` is the data set on disk; `minitron_cli.data.streaming` has the
+source that tokenises text while training runs.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Source(Protocol):
 
         Raises:
             RunError: what worked at the start cannot be read on.
+            InputError: the data is not what it was when `state` was taken.
         """
         ...
 
