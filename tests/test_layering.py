@@ -21,6 +21,7 @@ LEVELS = (
     ("distill",),
     ("search",),
     ("report",),
+    ("bench",),
     ("stages",),
     ("cli",),
 )

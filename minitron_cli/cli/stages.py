@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from minitron_cli.cli.command import add_stage
+from minitron_cli.config.bench import BenchConfig
 from minitron_cli.config.convert import ConvertConfig
 from minitron_cli.config.correct import CorrectConfig
 from minitron_cli.config.distill import DistillConfig
@@ -129,6 +130,18 @@ def _show_eval(result: dict[str, Any]) -> str:
     return format_eval(EvalResult(**result))
 
 
+def _bench(config: BenchConfig) -> Any:
+    from minitron_cli.bench.stage import run_bench
+
+    return run_bench(config)
+
+
+def _show_bench(result: dict[str, Any]) -> str:
+    from minitron_cli.bench.table import format_bench
+
+    return format_bench(result)
+
+
 def _run(config: RunConfig) -> Any:
     from minitron_cli.stages import run_recipe
 
@@ -191,6 +204,7 @@ def register(app: typer.Typer) -> None:
     add_stage(app, "correct", CorrectConfig, _correct, _show_distill, dry_run=(_plan_correct, _show_distill_plan))
     add_stage(app, "distill", DistillConfig, _distill, _show_distill, dry_run=(_plan_distill, _show_distill_plan))
     add_stage(app, "eval", EvalConfig, _eval, _show_eval)
+    add_stage(app, "bench", BenchConfig, _bench, _show_bench)
     add_stage(app, "compress", CompressConfig, _compress, _show_run, dry_run=(_plan_compress, _show_run_plan))
     add_stage(app, "run", RunConfig, _run, _show_run, dry_run=(_plan_run, _show_run_plan))
     add_stage(app, "report", ReportConfig, _report, lambda result: f"{result['out']}: open it in a browser")

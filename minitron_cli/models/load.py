@@ -108,6 +108,16 @@ def stock_config(config: dict[str, Any]) -> Any:
         raise CheckpointError(f"transformers refuses this {model_type} config: {first_sentence(error)}") from error
 
 
+def context_length(config: dict[str, Any]) -> int | None:
+    """The most tokens of a sequence that the stock class is made for, or None where its config names no limit.
+
+    Raises:
+        CheckpointError: the stock class refuses the config.
+    """
+    found = getattr(stock_config(config).get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
 def first_sentence(error: BaseException) -> str:
     """The most telling line of a library's error, without its traceback."""
     cause = error.__cause__ or error
