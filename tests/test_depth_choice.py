@@ -19,7 +19,7 @@ from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.config.search import SearchConfig
 from minitron_cli.errors import ConfigError, InputError
-from minitron_cli.evaluate.harness import build_tasks, run_tasks
+from minitron_cli.evaluate.harness import build_tasks, find_local, run_tasks
 from minitron_cli.importance.removal import score_removals
 from minitron_cli.importance.stage import run_importance
 from minitron_cli.importance.store import _ranks
@@ -60,7 +60,7 @@ def accuracy(answering: tuple[Path, Path], gone: set[int]) -> float:
     model = ResidentModel(Checkpoint(path), device=CPU, dtype=torch.float32).model
     kept = [layer for number, layer in enumerate(model.model.layers) if number not in gone]
     model.model.layers = torch.nn.ModuleList(kept)
-    tasks = build_tasks([TASK], num_fewshot=None, folder=folder)
+    tasks = build_tasks([TASK], num_fewshot=None, local=find_local([TASK], folder))
     metrics, _ = run_tasks(tasks, model, load_tokenizer(path), batch_size=8)
     return metrics[TASK]["acc"]
 
@@ -109,6 +109,8 @@ def test_headline_is_the_first_metric() -> None:
 
 def test_an_unknown_task_is_refused_first(answering: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="serves mmlu"):
+        by_task(answering, tmp_path, depth_task="lambada_openai")
+    with pytest.raises(InputError, match="no file for winogrande"):
         by_task(answering, tmp_path, depth_task="winogrande")
     with pytest.raises(InputError, match="lacks"):
         by_task(answering, tmp_path, depth_task="mmlu_virology")

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.errors import ConfigError, InputError
 from minitron_cli.evaluate import harness
-from minitron_cli.evaluate.harness import build_tasks, find_manager, leaf_configs, plain_metrics
+from minitron_cli.evaluate.harness import build_tasks, find_local, find_manager, leaf_configs, plain_metrics
 from minitron_cli.evaluate.mmlu import find_folder, read_rows
 from minitron_cli.evaluate.quiet import quiet_harness
 from minitron_cli.evaluate.stage import EvalResult, run_eval
@@ -81,7 +81,7 @@ def test_prompts_are_the_harnesses_own(folder: Path, stock_data: None) -> None:
 
     place = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
     stock = lm_eval.tasks.TaskManager(include_defaults=False, include_path=str(place)).load(["mmlu"])["tasks"]
-    ours = build_tasks(["mmlu"], num_fewshot=None, folder=folder).leaves
+    ours = build_tasks(["mmlu"], num_fewshot=None, local=find_local(["mmlu"], folder)).leaves
     assert list(ours) == list(stock) and len(ours) == 57
     for name, task in ours.items():
         assert type(task) is type(stock[name])
@@ -90,7 +90,8 @@ def test_prompts_are_the_harnesses_own(folder: Path, stock_data: None) -> None:
 
 
 def test_one_prompt_spelled_out(folder: Path) -> None:
-    task = build_tasks(["mmlu_us_foreign_policy"], num_fewshot=2, folder=folder).leaves["mmlu_us_foreign_policy"]
+    name = "mmlu_us_foreign_policy"
+    task = build_tasks([name], num_fewshot=2, local=find_local([name], folder)).leaves[name]
     expected = "The following are multiple choice questions (with answers) about us foreign policy.\n\n"
     for split, number in (("dev", 0), ("dev", 1), ("test", 0)):
         item = question("us_foreign_policy", split, number)
@@ -248,12 +249,13 @@ def test_wrong_requests(tmp_path: Path, folder: Path, checkpoint: Path, monkeypa
     def refusal(error: type[Exception], **changes: Any) -> str:
         return refused(tmp_path, checkpoint, folder, error, **changes)
 
-    assert "6: task 'mmlu_abstract_algebra' has only 5 solved" in refusal(ConfigError, num_fewshot=6)
+    assert "6: task 'mmlu_abstract_algebra' has 5 solved examples in --data-dir" in refusal(ConfigError, num_fewshot=6)
     assert "mmlu_anatomy" in refusal(ConfigError, tasks="mmlu_anatmy")
-    assert "'arc_easy'" in refusal(ConfigError, tasks="mmlu,arc_easy")
+    assert "'arc_challenge_chat'" in refusal(ConfigError, tasks="mmlu,arc_challenge_chat")
+    assert "no file for arc_easy" in refusal(InputError, tasks="mmlu,arc_easy")
     assert "does not hold MMLU" in refusal(InputError, data_dir=tmp_path)
     manager = find_manager(["mmlu"], local=True)
-    monkeypatch.setattr(harness, "_manager", lambda only_mmlu: manager)  # the index of everything takes 10 seconds
+    monkeypatch.setattr(harness, "_manager", lambda folders: manager)  # the index of everything takes 10 seconds
     assert "no task 'mmlu_virolgy' (did you mean mmlu_virology" in refusal(
         ConfigError, tasks="mmlu_virolgy", data_dir=None
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
-from minitron_cli.evaluate.mmlu import SPLITS, read_rows, subject_file
+from minitron_cli.evaluate.local import LocalFiles
 from minitron_cli.models.head import Head, backbone_output
 
 Request = tuple[tuple[str, str], list[int], list[int]]
@@ -20,16 +19,20 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 
 
 @contextmanager
-def rows_from(folder: Path) -> Iterator[None]:
-    """Tasks built inside read MMLU's CSV files in `folder`; name, prompt, metric and groups stay the harness's.
+def rows_from(local: LocalFiles) -> Iterator[None]:
+    """Tasks built inside read their rows from files; name, prompt, metric and groups stay the harness's.
 
     `download` is the method that the harness lets tasks override; its task index has no way to name a subclass for
     the members of a group, hence the exchange on the class itself.
     """
 
     def download(self: Any, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        splits = {split: read_rows(subject_file(folder, str(self.DATASET_NAME), split)) for split in SPLITS}
-        self.dataset = DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
+        rows = local.rows(self.config.task, str(self.DATASET_NAME))
+        splits = {split: Dataset.from_list(found) for split, found in rows.items()}
+        # The harness looks for solved examples in splits that may not be here: there are none.
+        none = next(iter(splits.values())).select([])
+        named = (self.config.training_split, self.config.validation_split, self.config.test_split)
+        self.dataset = DatasetDict({split: none for split in named if split is not None} | splits)
 
     original = ConfigurableTask.download
     ConfigurableTask.download = download

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.errors import ConfigError, InputError, MinitronError
-from minitron_cli.evaluate.mmlu import STANDARD_SHOTS, find_folder, require_subjects
+from minitron_cli.evaluate.local import FOLDERS, FORMS, LocalFiles, find_files, form_of, is_mmlu
+from minitron_cli.evaluate.mmlu import STANDARD_SHOTS
 from minitron_cli.evaluate.quiet import FEWSHOT_SEED, quiet_harness, seed_harness
 from minitron_cli.runtime.progress import Progress, say
 
@@ -25,22 +26,26 @@ Metrics = dict[str, dict[str, float]]
 
 @dataclass
 class TaskSet:
-    """Harness objects: `leaves` are the tasks to run, `groups` average them, `roots` are the names asked for."""
+    """Harness objects: `leaves` are the tasks to run, `groups` average them, `roots` are the names asked for.
+
+    `notes`: by name, what is less than the whole task or group.
+    """
 
     leaves: dict[str, Any] = field(default_factory=dict)
     groups: dict[str, Any] = field(default_factory=dict)
     roots: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @cache
-def _manager(only_mmlu: bool) -> Any:
-    """The harness's index of tasks; reading all 14,000 takes ten seconds, so plain MMLU has its own."""
+def _manager(folders: tuple[str, ...] | None) -> Any:
+    """The harness's index of the tasks in some of its folders, or of all 14,000, which takes ten seconds to read."""
     import lm_eval.tasks
 
-    if not only_mmlu:
+    if folders is None:
         return lm_eval.tasks.TaskManager()
-    folder = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
-    return lm_eval.tasks.TaskManager(include_defaults=False, include_path=str(folder))
+    root = Path(lm_eval.tasks.__file__).parent
+    return lm_eval.tasks.TaskManager(include_defaults=False, include_path=[str(root / folder) for folder in folders])
 
 
 def find_manager(names: Sequence[str], *, local: bool) -> Any:
@@ -50,16 +55,18 @@ def find_manager(names: Sequence[str], *, local: bool) -> Any:
         ConfigError: an unknown name, with near matches.
     """
     with quiet_harness():
-        mmlu = _manager(True)
-        unknown = [name for name in names if name not in mmlu.task_index]
-        if not unknown:
-            return mmlu
+        known = _manager(FOLDERS)
+        unknown = [name for name in names if name not in known.task_index]
+        unread = [name for name in names if name not in unknown and local and not _readable(known, name)]
+        if not unknown and not unread:
+            return known
         if local:
+            wrong = [*unknown, *unread][0]
             raise ConfigError(
-                f"--data-dir serves mmlu, its categories and its subjects, not '{unknown[0]}'"
-                f"{_near(unknown[0], mmlu.all_tasks)}; run other tasks without --data-dir."
+                f"--data-dir serves mmlu, blimp (both also in parts), {', '.join(FORMS)}, not '{wrong}'"
+                f"{_near(wrong, known.all_tasks)}; run other tasks without --data-dir."
             )
-        manager = _manager(False)
+        manager = _manager(None)
         for name in names:
             if name not in manager.task_index:
                 raise ConfigError(
@@ -67,6 +74,10 @@ def find_manager(names: Sequence[str], *, local: bool) -> Any:
                     "`lm-eval ls tasks` lists them."
                 )
         return manager
+
+
+def _readable(manager: Any, name: str) -> bool:
+    return all(is_mmlu(cfg) or form_of(leaf, cfg) for leaf, cfg in leaf_configs(manager, name).items())
 
 
 def _near(name: str, known: Sequence[str]) -> str:
@@ -86,46 +97,64 @@ def leaf_configs(manager: Any, name: str) -> dict[str, dict[str, Any]]:
     return {leaf: cfg for child in children for leaf, cfg in leaf_configs(manager, child).items()}
 
 
-def local_folder(names: Sequence[str], data_dir: Path) -> Path:
-    """The folder of task files that `names` need, checked to be whole.
+def find_local(names: Sequence[str], data_dir: Path) -> LocalFiles:
+    """The files that `names` need, checked to be there; a group may miss some of its tasks.
 
     Raises:
         ConfigError: a task that has no local form.
         InputError: no such folder, or files are missing.
     """
     manager = find_manager(names, local=True)
-    folder = find_folder(data_dir)
-    subjects = {cfg["dataset_name"]: None for name in names for cfg in leaf_configs(manager, name).values()}
-    require_subjects(folder, subjects)
-    return folder
+    asked = {name: leaf_configs(manager, name) for name in names}
+    local = find_files(data_dir, {leaf: cfg for leaves in asked.values() for leaf, cfg in leaves.items()})
+    for name, leaves in asked.items():
+        missing = [leaf for leaf in leaves if leaf in local.absent]
+        if len(missing) == len(leaves) or (missing and not _is_group(manager, name)):
+            where = "blimp/" if name.startswith("blimp") else ""
+            raise InputError(
+                f"{data_dir} has no file for {missing[0]}; put its questions at "
+                f"{where}{missing[0].removeprefix('blimp_')}.jsonl there, or choose other --tasks."
+            )
+        if missing:
+            local.notes[name] = f"the average of {len(leaves) - len(missing)} of its {len(leaves)} tasks"
+    return local
 
 
-def build_tasks(names: Sequence[str], *, num_fewshot: int | None, folder: Path | None) -> TaskSet:
-    """Create the tasks with their data: from `folder` where given, else as the harness does (Hub or its cache).
+def _is_group(manager: Any, name: str) -> bool:
+    cfg = manager.task_index[name].cfg
+    return cfg is not None and "group" in cfg
+
+
+def build_tasks(names: Sequence[str], *, num_fewshot: int | None, local: LocalFiles | None) -> TaskSet:
+    """Create the tasks with their data: from files where given, else as the harness does (Hub or its cache).
 
     Raises:
         ConfigError: an unknown task, more shots than there are examples, a task that runs code or needs images.
         InputError: the data of a task cannot be had.
     """
-    manager = find_manager(names, local=folder is not None)
-    tasks = TaskSet()
+    manager = find_manager(names, local=local is not None)
+    tasks = TaskSet(notes=dict(local.notes) if local is not None else {})
     with quiet_harness():
         for name in names:
-            loaded = _load(manager, name, folder)
+            loaded = _load(manager, name, local)
             tasks.leaves |= loaded["tasks"]
             tasks.groups |= loaded["groups"]
             tasks.roots += [name] if name in loaded["groups"] or name in loaded["tasks"] else list(loaded["tasks"])
         for task in tasks.leaves.values():
-            _set_up(task, num_fewshot)
+            _set_up(task, num_fewshot, " in --data-dir" if local is not None else "")
+    for name, note in tasks.notes.items():
+        say(f"{name}: {note}.")
     return tasks
 
 
-def _load(manager: Any, name: str, folder: Path | None) -> Any:
+def _load(manager: Any, name: str, local: LocalFiles | None) -> Any:
     """One name as the harness's tasks and groups."""
     from minitron_cli.evaluate.adapters import rows_from
 
     try:
-        with rows_from(folder) if folder is not None else nullcontext():
+        with rows_from(local) if local is not None else nullcontext():
+            if local is not None and _is_group(manager, name) and name in local.notes:
+                return _part_of_group(manager, name, local)
             return manager.load([name])
     except MinitronError:
         raise
@@ -133,21 +162,37 @@ def _load(manager: Any, name: str, folder: Path | None) -> Any:
         reason = str(error).strip().splitlines() or [""]
         raise InputError(
             f"Task '{name}' could not get its data ({type(error).__name__}: {reason[0][:200]}); "
-            "check the network, or for mmlu give the files with --data-dir."
+            "check the network, or give its files with --data-dir."
         ) from error
 
 
-def _set_up(task: Any, num_fewshot: int | None) -> None:
+def _part_of_group(manager: Any, name: str, local: LocalFiles) -> dict[str, Any]:
+    """A group of the tasks whose files are there; it averages those."""
+    from lm_eval.api.group import Group
+    from lm_eval.config.group import GroupConfig
+
+    present = [leaf for leaf in leaf_configs(manager, name) if leaf not in local.absent]
+    loaded = manager.load(present)["tasks"]
+    fields = GroupConfig.__dataclass_fields__
+    group = Group.from_config(
+        GroupConfig(**{key: value for key, value in manager.task_index[name].cfg.items() if key in fields})
+    )
+    for task in loaded.values():
+        group.add(task)
+    return {"tasks": loaded, "groups": {name: group}}
+
+
+def _set_up(task: Any, num_fewshot: int | None, where: str) -> None:
     """Number of shots and seed, by the harness's rules; a task that says 0 itself stays at 0."""
     name, own = task.task_name, task.get_config("num_fewshot")
     if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
         raise ConfigError(f"Task '{name}' runs generated code or needs images or sound; this command does neither.")
     shots = num_fewshot if num_fewshot is not None and own != 0 else own
     if shots is None:
-        shots = STANDARD_SHOTS if name in _manager(True).task_index else 0
+        shots = STANDARD_SHOTS if is_mmlu({"task": name}) else 0
     available = len(task.sampler.df) if hasattr(task, "sampler") else shots
     if shots > available:
-        raise ConfigError(f"--num-fewshot {shots}: task '{name}' has only {available} solved examples.")
+        raise ConfigError(f"--num-fewshot {shots}: task '{name}' has {available or 'no'} solved examples{where}.")
     task.set_config("num_fewshot", shots)
     task.set_fewshot_seed(FEWSHOT_SEED)
 
@@ -174,7 +219,8 @@ def run_tasks(
         Metrics per task and group, in the order of the tree, and the members of each group.
     """
     raw = dict(done or {})
-    sizes = {name: min(limit or len(task.eval_docs), len(task.eval_docs)) for name, task in tasks.leaves.items()}
+    with quiet_harness():  # the harness prepares its rows when they are first asked for
+        sizes = {name: min(limit or len(task.eval_docs), len(task.eval_docs)) for name, task in tasks.leaves.items()}
     finished = sum(sizes[name] for name in raw)
     with quiet_harness(), Progress(title, sum(sizes.values()), "questions", start=finished) as progress:
         from minitron_cli.evaluate.adapters import LanguageModel

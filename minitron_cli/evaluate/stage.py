@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from minitron_cli.checkpoint.multimodal import refuse_wrapped
 from minitron_cli.config.base import plain
 from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.errors import InputError
-from minitron_cli.evaluate.harness import Metrics, TaskSet, build_tasks, find_manager, local_folder, run_tasks
+from minitron_cli.evaluate.harness import Metrics, TaskSet, build_tasks, find_local, find_manager, run_tasks
+from minitron_cli.evaluate.local import LocalFiles
 from minitron_cli.evaluate.perplexity import Perplexity, evaluate_split
 from minitron_cli.manifest import StageOutput, fingerprint, write_json
 from minitron_cli.models.load import load_model
@@ -31,7 +32,8 @@ STATE = "state.json"
 class EvalResult:
     """Everything measured. Losses are None without --data; `tasks` and `groups` are empty without --tasks.
 
-    `tasks` holds metrics by task and by group, each group before its members; `groups` the members of each group.
+    `tasks` holds metrics by task and by group, each group before its members; `groups` the members of each group;
+    `notes` what is less than a whole task or group (files of some questions only).
     `loss` is nats per token; `seconds` the wall time of the run that measured.
     """
 
@@ -44,6 +46,7 @@ class EvalResult:
     bits_per_byte: float | None
     tokens: int | None
     seconds: float
+    notes: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -58,11 +61,12 @@ class _Inputs:
     checkpoint: Path
     tokenizer: Any
     split: Split | None
-    folder: Path | None
+    local: LocalFiles | None
 
     def fingerprints(self, config: EvalConfig) -> dict[str, str]:
-        paths = {"checkpoint": self.checkpoint, "data": config.data, "tasks": self.folder}
-        return {name: fingerprint(path) for name, path in paths.items() if path is not None}
+        paths = {"checkpoint": self.checkpoint, "data": config.data}
+        found = {name: fingerprint(path) for name, path in paths.items() if path is not None}
+        return found | ({"tasks": self.local.fingerprint()} if self.local is not None else {})
 
 
 def run_eval(config: EvalConfig) -> EvalResult:
@@ -80,7 +84,7 @@ def run_eval(config: EvalConfig) -> EvalResult:
         say(f"{config.out} is up to date.")
         return EvalResult(**output.result)
     began = time.monotonic()
-    tasks = build_tasks(config.tasks, num_fewshot=config.num_fewshot, folder=inputs.folder)
+    tasks = build_tasks(config.tasks, num_fewshot=config.num_fewshot, local=inputs.local)
     with output:
         model = load_model(inputs.checkpoint, device=device, dtype=dtype)
         measured = _measure(config, inputs, model, tasks, output.partial / STATE)
@@ -96,9 +100,9 @@ def _check(config: EvalConfig) -> _Inputs:
     """Find all that is wrong with the request without loading the model."""
     checkpoint = resolve(config.checkpoint)
     refuse_wrapped(checkpoint)
-    folder = None
+    local = None
     if config.data_dir is not None:
-        folder = local_folder(config.tasks, config.data_dir)
+        local = find_local(config.tasks, config.data_dir)
     elif config.tasks:
         find_manager(config.tasks, local=False)
     tokenizer = load_tokenizer(str(checkpoint))
@@ -111,7 +115,7 @@ def _check(config: EvalConfig) -> _Inputs:
         data = TokenDataset(config.data)
         require_same_tokenizer(data, {"the checkpoint": config.checkpoint})
         split = data.split(config.data_split)
-    return _Inputs(checkpoint, tokenizer, split, folder)
+    return _Inputs(checkpoint, tokenizer, split, local)
 
 
 def _measure(config: EvalConfig, inputs: _Inputs, model: Any, tasks: TaskSet, state: Path) -> dict[str, Any]:
@@ -140,7 +144,7 @@ def _measure(config: EvalConfig, inputs: _Inputs, model: Any, tasks: TaskSet, st
             save=save,
         )
     found = done["perplexity"] or dict.fromkeys(("loss", "perplexity", "bits_per_byte", "tokens"))
-    return {"tasks": metrics, "groups": groups, **found}
+    return {"tasks": metrics, "groups": groups, "notes": tasks.notes, **found}
 
 
 def _perplexity(config: EvalConfig, split: Split, model: Any) -> Perplexity:

@@ -28,6 +28,8 @@ def format_eval(result: EvalResult) -> str:
         members = {name for children in result.groups.values() for name in children}
         roots = [name for name in result.tasks if name not in members]
         parts.append(_align([("task", "metric", "value", "+/-", "questions"), *_rows(result, roots, 0)]))
+    if result.notes:
+        parts.append("\n".join(f"{name}: {note}" for name, note in result.notes.items()))
     return "\n\n".join(parts)
 
 

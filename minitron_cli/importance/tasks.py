@@ -10,7 +10,7 @@ import torch
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.errors import InputError
-from minitron_cli.evaluate.harness import TaskSet, build_tasks, find_manager, local_folder, run_tasks
+from minitron_cli.evaluate.harness import TaskSet, build_tasks, find_local, find_manager, run_tasks
 from minitron_cli.importance.layout import Array
 from minitron_cli.importance.paths import FULL, Removed
 from minitron_cli.models.layerwise import LayerwiseModel
@@ -28,7 +28,7 @@ def check_task(config: ImportanceConfig) -> None:
     """
     assert config.depth_task is not None
     if config.depth_task_dir is not None:
-        local_folder([config.depth_task], config.depth_task_dir)
+        find_local([config.depth_task], config.depth_task_dir)
     else:
         find_manager([config.depth_task], local=False)
     if separator_id(load_tokenizer(str(resolve(config.checkpoint)))) is None:
@@ -52,8 +52,8 @@ class TaskScorer:
         assert config.depth_task is not None
         self.model, self.config, self.done, self.save, self.group = model.model, config, done, save, group
         names, folder = [config.depth_task], config.depth_task_dir
-        files = local_folder(names, folder) if folder is not None else None
-        self.tasks: TaskSet = build_tasks(names, num_fewshot=None, folder=files)
+        files = find_local(names, folder) if folder is not None else None
+        self.tasks: TaskSet = build_tasks(names, num_fewshot=None, local=files)
         self.tokenizer = load_tokenizer(str(resolve(config.checkpoint)))
         self.blocks = list(place_taps(self.model, model.shape, ("block",)))
 
