@@ -120,10 +120,12 @@ def test_a_training_file_gives_solved_examples(tmp_path: Path) -> None:
     task = build_tasks(["piqa"], num_fewshot=2, local=find_local(["piqa"], tmp_path)).leaves["piqa"]
     context = prompts(task)[0][0]
     assert context.count("Answer: yes") == 2 and context.endswith("Question: Goal 0\nAnswer:")
-    with pytest.raises(ConfigError, match="--num-fewshot 4: task 'piqa' has 3 solved examples in --data-dir"):
-        build_tasks(["piqa"], num_fewshot=4, local=find_local(["piqa"], tmp_path))
+    with pytest.raises(
+        ConfigError, match="--num-fewshot 3: task 'piqa' can show at most 2 solved examples in --data-dir"
+    ):
+        build_tasks(["piqa"], num_fewshot=3, local=find_local(["piqa"], tmp_path))
     (tmp_path / "piqa_train.jsonl").unlink()
-    with pytest.raises(ConfigError, match="has no solved examples in --data-dir"):
+    with pytest.raises(ConfigError, match="has no solved examples to show in --data-dir"):
         build_tasks(["piqa"], num_fewshot=1, local=find_local(["piqa"], tmp_path))
 
 

@@ -23,8 +23,18 @@ class EvalConfig(WritingConfig):
     data_split: Literal["train", "validation"] = option("validation", "Split of --data to measure.")
     tasks: tuple[str, ...] = option((), "Harness tasks or groups, separated by commas: `mmlu,arc_easy`.")
     data_dir: Path | None = option(
-        None, "Folder with the tasks' files, so that nothing is downloaded: MMLU as CSV (dev/, test/).", keyed=False
+        None, "Folder with the tasks' files, so that nothing is downloaded: see docs/evaluating.md.", keyed=False
     )
+    against: tuple[str, ...] = option(
+        (),
+        "Checkpoints to measure alike, such as the original; the table shows what is kept of each.",
+        commas=True,
+        keyed=False,
+    )
+    chat_template: bool = option(
+        False, "Put questions into the tokenizer's chat template, solved examples as earlier turns."
+    )
+    log_samples: bool = option(False, "Keep every question, prompt and answer in OUT/samples/TASK.jsonl.")
     limit: Annotated[int, Ge(1)] | None = option(None, "Questions per task (per subject for mmlu); default all.")
     num_fewshot: Annotated[int, Ge(0)] | None = option(
         None, "Solved examples before each question; default is the task's standard, 5 for mmlu."
@@ -46,5 +56,8 @@ class EvalConfig(WritingConfig):
     def check(self) -> None:
         if self.data is None and not self.tasks:
             raise ConfigError("eval needs --tasks (such as mmlu), --data (a prepared data set), or both.")
-        if self.data_dir is not None and not self.tasks:
-            raise ConfigError("--data-dir holds files of tasks; say which with --tasks, such as --tasks mmlu.")
+        if not self.tasks:
+            for name in ("data_dir", "chat_template", "log_samples"):
+                if getattr(self, name):
+                    option = name.replace("_", "-")
+                    raise ConfigError(f"--{option} is about tasks; say which with --tasks, such as --tasks mmlu.")

@@ -7,6 +7,7 @@ for all, so that a killed run continues with the next task and finds the same nu
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -190,11 +191,21 @@ def _set_up(task: Any, num_fewshot: int | None, where: str) -> None:
     shots = num_fewshot if num_fewshot is not None and own != 0 else own
     if shots is None:
         shots = STANDARD_SHOTS if is_mmlu({"task": name}) else 0
-    available = len(task.sampler.df) if hasattr(task, "sampler") else shots
-    if shots > available:
-        raise ConfigError(f"--num-fewshot {shots}: task '{name}' has {available or 'no'} solved examples{where}.")
+    if shots > (most := _most_shots(task, shots)):
+        has = f"can show at most {most} solved examples" if most else "has no solved examples to show"
+        raise ConfigError(f"--num-fewshot {shots}: task '{name}' {has}{where}.")
     task.set_config("num_fewshot", shots)
     task.set_fewshot_seed(FEWSHOT_SEED)
+
+
+def _most_shots(task: Any, wanted: int) -> int:
+    from lm_eval.api.samplers import ContextSampler
+
+    if not hasattr(task, "sampler"):
+        return wanted
+    # The default sampler draws one more where it cannot rule out that the question itself is among them.
+    spare = type(task.sampler) is ContextSampler and task.fewshot_cfg.split == task.config.test_split
+    return max(len(task.sampler.df) - int(spare), 0)
 
 
 def run_tasks(
@@ -207,6 +218,8 @@ def run_tasks(
     done: Mapping[str, dict[str, Any]] | None = None,
     save: Callable[[dict[str, dict[str, Any]]], None] = lambda done: None,
     title: str = "tasks",
+    chat_template: bool = False,
+    samples: Path | None = None,
 ) -> tuple[Metrics, dict[str, list[str]]]:
     """Measure all tasks, then the groups' averages.
 
@@ -214,6 +227,8 @@ def run_tasks(
         limit: questions per task.
         done: raw metrics of tasks measured before; `save` is called with them after each task.
         title: of the progress line.
+        chat_template: put questions into the tokenizer's template.
+        samples: folder for a file per task with every question and answer.
 
     Returns:
         Metrics per task and group, in the order of the tree, and the members of each group.
@@ -230,7 +245,9 @@ def run_tasks(
         for name, task in tasks.leaves.items():
             if name not in raw:
                 counter.begin(name, sizes[name])
-                raw[name] = _measure(lm, name, task, limit)
+                raw[name], answers = _measure(lm, name, task, limit, chat_template, samples is not None)
+                if samples is not None:
+                    _write_samples(samples / f"{name}.jsonl", answers)
                 counter.answered(1, 1)
                 save(raw)
     if lm.truncated:
@@ -255,16 +272,32 @@ class _Counter:
         self.shown = max(reached, self.shown)
 
 
-def _measure(lm: Any, name: str, task: Any, limit: int | None) -> dict[str, Any]:
-    """The harness's numbers of one task, as JSON holds them; keys such as `acc,none`."""
+def _measure(
+    lm: Any, name: str, task: Any, limit: int | None, chat_template: bool, logged: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The harness's numbers of one task, as JSON holds them (keys such as `acc,none`), and its log of questions."""
     from lm_eval.evaluator import evaluate
 
     seed_harness()
-    result = evaluate(lm=lm, task_dict={"tasks": {name: task}, "groups": {}}, limit=limit, log_samples=False)
+    result = evaluate(
+        lm=lm, task_dict={"tasks": {name: task}, "groups": {}}, limit=limit, log_samples=logged,
+        apply_chat_template=chat_template, fewshot_as_multiturn=chat_template,
+    )  # fmt: skip
     task._instances = None  # prompts of a finished task are dead weight
-    return {
+    metrics = {
         key: value if isinstance(value, (str, int)) else float(value) for key, value in result["results"][name].items()
     }
+    return metrics, result["samples"][name] if logged else []
+
+
+def _write_samples(path: Path, answers: list[dict[str, Any]]) -> None:
+    """One question per line: its row, the prompts, the model's answers, what each metric says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("w", encoding="utf-8") as stream:
+        for answer in sorted(answers, key=lambda answer: answer["doc_id"]):
+            stream.write(json.dumps(answer, ensure_ascii=False, default=str) + "\n")
+    unfinished.replace(path)
 
 
 def _tree(roots: Sequence[str], groups: Mapping[str, Sequence[str]]) -> list[str]:
@@ -285,3 +318,8 @@ def plain_metrics(raw: Mapping[str, Any]) -> dict[str, float]:
         elif "," in key and isinstance(value, (int, float)):  # a standard error of one question is "N/A"
             plain[key.removesuffix(",none")] = float(value)
     return plain
+
+
+def is_error(metric: str) -> bool:
+    """Whether a metric is another one's standard error."""
+    return metric.partition(",")[0].endswith("_stderr")

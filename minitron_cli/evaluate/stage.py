@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.multimodal import refuse_wrapped
 from minitron_cli.config.base import plain
 from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.errors import InputError
-from minitron_cli.evaluate.harness import Metrics, TaskSet, build_tasks, find_local, find_manager, run_tasks
+from minitron_cli.evaluate.harness import Metrics, TaskSet, build_tasks, find_local, find_manager, is_error, run_tasks
 from minitron_cli.evaluate.local import LocalFiles
 from minitron_cli.evaluate.perplexity import Perplexity, evaluate_split
 from minitron_cli.manifest import StageOutput, fingerprint, write_json
@@ -24,8 +26,8 @@ from minitron_cli.runtime.device import pick_device, pick_dtype
 from minitron_cli.runtime.progress import Progress, say
 from minitron_cli.tokens import Split, TokenDataset
 
-RESULTS = "results.json"
-STATE = "state.json"
+RESULTS, SAMPLES = "results.json", "samples"
+STATE = "state.{}.json"
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class EvalResult:
     """Everything measured. Losses are None without --data; `tasks` and `groups` are empty without --tasks.
 
     `tasks` holds metrics by task and by group, each group before its members; `groups` the members of each group;
-    `notes` what is less than a whole task or group (files of some questions only).
+    `notes` what is less than a whole task or group (files of some questions only). `against`: the same of the
+    checkpoints compared with, and `retention`, our values over theirs.
     `loss` is nats per token; `seconds` the wall time of the run that measured.
     """
 
@@ -47,6 +50,7 @@ class EvalResult:
     tokens: int | None
     seconds: float
     notes: dict[str, str] = field(default_factory=dict)
+    against: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -54,23 +58,32 @@ class EvalResult:
         return value
 
 
-@dataclass
-class _Inputs:
-    """What was checked before any work: the checkpoint's directory, its tokenizer, the data, the task files."""
+@dataclass(frozen=True)
+class _Model:
+    """A checkpoint and its tokenizer, checked before any work."""
 
-    checkpoint: Path
+    name: str
+    path: Path
     tokenizer: Any
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What was checked before any work: the checkpoints, first the one to measure; the data; the task files."""
+
+    models: list[_Model]
     split: Split | None
     local: LocalFiles | None
 
     def fingerprints(self, config: EvalConfig) -> dict[str, str]:
-        paths = {"checkpoint": self.checkpoint, "data": config.data}
-        found = {name: fingerprint(path) for name, path in paths.items() if path is not None}
+        found = {"checkpoint": fingerprint(self.models[0].path)}
+        found |= {f"against {number}": fingerprint(model.path) for number, model in enumerate(self.models[1:], 1)}
+        found |= {"data": fingerprint(config.data)} if config.data is not None else {}
         return found | ({"tasks": self.local.fingerprint()} if self.local is not None else {})
 
 
 def run_eval(config: EvalConfig) -> EvalResult:
-    """Measure a checkpoint and write OUT/results.json; continues after a kill, task by task.
+    """Measure a checkpoint and those to compare with; write OUT/results.json. Continues after a kill, task by task.
 
     Raises:
         UserError: a path, task, device or tokenizer that does not fit; nothing was written.
@@ -86,65 +99,100 @@ def run_eval(config: EvalConfig) -> EvalResult:
     began = time.monotonic()
     tasks = build_tasks(config.tasks, num_fewshot=config.num_fewshot, local=inputs.local)
     with output:
-        model = load_model(inputs.checkpoint, device=device, dtype=dtype)
-        measured = _measure(config, inputs, model, tasks, output.partial / STATE)
-        result = EvalResult(
-            out=str(config.out), checkpoint=config.checkpoint, seconds=round(time.monotonic() - began, 3), **measured
-        )
+        found = []
+        for number, model in enumerate(inputs.models):
+            if len(inputs.models) > 1:
+                say(f"{model.name}:")
+            measuring = _Measuring(config, model, tasks, output.partial, number)
+            found.append({"checkpoint": model.name, **measuring.run(inputs.split, device, dtype)})
+        measured: dict[str, Any] = {
+            **found[0],
+            "groups": {name: list(group.child_names) for name, group in tasks.groups.items()},
+            "notes": tasks.notes,
+            "against": [other | {"retention": retention(found[0], other)} for other in found[1:]],
+        }
+        result = EvalResult(out=str(config.out), seconds=round(time.monotonic() - began, 3), **measured)
         write_json(output.partial / RESULTS, measured)
         output.commit(result.to_json())
     return result
 
 
+def retention(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Our values over theirs: of every metric of a task, and of the perplexity and bits per byte (there 1 or more is
+    worse). None where theirs is 0.
+    """
+    kept: dict[str, Any] = {
+        key: ours[key] / theirs[key] for key in ("perplexity", "bits_per_byte") if ours[key] is not None
+    }
+    kept["tasks"] = {
+        name: {
+            metric: value / theirs["tasks"][name][metric] if theirs["tasks"][name][metric] else None
+            for metric, value in metrics.items()
+            if metric != "samples" and not is_error(metric)
+        }
+        for name, metrics in ours["tasks"].items()
+    }
+    return kept
+
+
 def _check(config: EvalConfig) -> _Inputs:
-    """Find all that is wrong with the request without loading the model."""
-    checkpoint = resolve(config.checkpoint)
-    refuse_wrapped(checkpoint)
+    """Find all that is wrong with the request without loading a model."""
     local = None
     if config.data_dir is not None:
         local = find_local(config.tasks, config.data_dir)
     elif config.tasks:
         find_manager(config.tasks, local=False)
-    tokenizer = load_tokenizer(str(checkpoint))
-    if config.tasks and separator_id(tokenizer) is None:
-        raise InputError(
-            f"The tokenizer of {config.checkpoint} has neither bos nor eos; tasks need one to open a prompt."
-        )
+    models = [_checked(name, config) for name in (config.checkpoint, *config.against)]
     split = None
     if config.data is not None:
         data = TokenDataset(config.data)
-        require_same_tokenizer(data, {"the checkpoint": config.checkpoint})
+        require_same_tokenizer(data, {"the checkpoint": config.checkpoint} | {name: name for name in config.against})
         split = data.split(config.data_split)
-    return _Inputs(checkpoint, tokenizer, split, local)
+    return _Inputs(models, split, local)
 
 
-def _measure(config: EvalConfig, inputs: _Inputs, model: Any, tasks: TaskSet, state: Path) -> dict[str, Any]:
-    """The measured fields of the result. `state` keeps what is finished: the split's numbers, then task after task."""
-    done: dict[str, Any] = {"perplexity": None, "tasks": {}}
-    if state.exists():
-        done = json.loads(state.read_text("utf-8"))
-        say(f"Continuing: {len(done['tasks'])} of {len(tasks.leaves)} tasks are done.")
-    if inputs.split is not None and done["perplexity"] is None:
-        done["perplexity"] = plain(_perplexity(config, inputs.split, model))
-    write_json(state, done)
+def _checked(name: str, config: EvalConfig) -> _Model:
+    path = resolve(name)
+    refuse_wrapped(path)
+    tokenizer = load_tokenizer(str(path))
+    if config.tasks and separator_id(tokenizer) is None:
+        raise InputError(f"The tokenizer of {name} has neither bos nor eos; tasks need one to open a prompt.")
+    if config.chat_template and not getattr(tokenizer, "chat_template", None):
+        raise InputError(f"The tokenizer of {name} has no chat template; leave out --chat-template.")
+    return _Model(name, path, tokenizer)
 
-    def save(raw: dict[str, dict[str, Any]]) -> None:
-        write_json(state, {**done, "tasks": raw})
 
-    metrics: Metrics = {}
-    groups: dict[str, list[str]] = {}
-    if tasks.leaves:
-        metrics, groups = run_tasks(
-            tasks,
-            model,
-            inputs.tokenizer,
-            batch_size=config.batch_size,
-            limit=config.limit,
-            done=done["tasks"],
-            save=save,
-        )
-    found = done["perplexity"] or dict.fromkeys(("loss", "perplexity", "bits_per_byte", "tokens"))
-    return {"tasks": metrics, "groups": groups, "notes": tasks.notes, **found}
+@dataclass(frozen=True)
+class _Measuring:
+    """One checkpoint's measurements; its state file keeps what is finished: the split's numbers, then each task."""
+
+    config: EvalConfig
+    model: _Model
+    tasks: TaskSet
+    partial: Path
+    number: int
+
+    def run(self, split: Split | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        """Metrics by task, and the numbers of the split (None without one)."""
+        config, state = self.config, self.partial / STATE.format(self.number)
+        done: dict[str, Any] = {"perplexity": None, "tasks": {}}
+        if state.exists():
+            done = json.loads(state.read_text("utf-8"))
+            say(f"Continuing: {len(done['tasks'])} of {len(self.tasks.leaves)} tasks are done.")
+        model = load_model(self.model.path, device=device, dtype=dtype)
+        if split is not None and done["perplexity"] is None:
+            done["perplexity"] = plain(_perplexity(config, split, model))
+        write_json(state, done)
+        metrics: Metrics = {}
+        if self.tasks.leaves:
+            folder = self.partial / SAMPLES / (f"against-{self.number}" if self.number else "")
+            metrics, _ = run_tasks(
+                self.tasks, model, self.model.tokenizer, batch_size=config.batch_size, limit=config.limit,
+                done=done["tasks"], save=lambda raw: write_json(state, {**done, "tasks": raw}),
+                chat_template=config.chat_template, samples=folder if config.log_samples else None,
+            )  # fmt: skip
+        found = done["perplexity"] or dict.fromkeys(("loss", "perplexity", "bits_per_byte", "tokens"))
+        return {"tasks": metrics, **found}
 
 
 def _perplexity(config: EvalConfig, split: Split, model: Any) -> Perplexity:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+from minitron_cli.evaluate.harness import is_error
 from minitron_cli.evaluate.stage import EvalResult
 
-Row = tuple[str, str, str, str, str]
+Row = tuple[str, ...]
 
 
 def format_eval(result: EvalResult) -> str:
@@ -14,44 +17,59 @@ def format_eval(result: EvalResult) -> str:
 
     perplexity 9.58  2.2601 nats/token  0.912 bits/byte  (65,408 tokens)
 
-    task                    metric   value  +/-     questions
-    mmlu                    acc     0.2512  0.0123        114
-      mmlu_stem             acc     0.2456  0.0211         38
+    task                    metric   value  +/-     questions  original    kept
+    mmlu                    acc     0.2512  0.0123        114    0.2600  96.6 %
+      mmlu_stem             acc     0.2456  0.0211         38    0.2500  98.2 %
     """
     parts = []
     if result.loss is not None:
-        parts.append(
-            f"perplexity {result.perplexity:.4g}  {result.loss:.4f} nats/token  "
-            f"{result.bits_per_byte:.4f} bits/byte  ({result.tokens:,} tokens)"
-        )
+        parts.append("\n".join([_loss_line(vars(result)), *map(_loss_line, result.against)]))
     if result.tasks:
         members = {name for children in result.groups.values() for name in children}
         roots = [name for name in result.tasks if name not in members]
-        parts.append(_align([("task", "metric", "value", "+/-", "questions"), *_rows(result, roots, 0)]))
+        header = ["task", "metric", "value", "+/-", "questions"]
+        for other in result.against:
+            header += [Path(other["checkpoint"]).name or other["checkpoint"], "kept"]
+        parts.append(_align([tuple(header), *_rows(result, roots, 0)]))
     if result.notes:
         parts.append("\n".join(f"{name}: {note}" for name, note in result.notes.items()))
     return "\n\n".join(parts)
 
 
+def _loss_line(found: Mapping[str, Any]) -> str:
+    line = (
+        f"perplexity {found['perplexity']:.4g}  {found['loss']:.4f} nats/token  "
+        f"{found['bits_per_byte']:.4f} bits/byte  ({found['tokens']:,} tokens)"
+    )
+    if "retention" not in found:
+        return line
+    return f"{line} of {found['checkpoint']}; bits/byte x {found['retention']['bits_per_byte']:.3f}"
+
+
 def _rows(result: EvalResult, names: Sequence[str], depth: int) -> list[Row]:
     rows: list[Row] = []
     for name in names:
-        rows += _task_rows("  " * depth + name, result.tasks[name])
+        rows += _task_rows("  " * depth + name, name, result)
         rows += _rows(result, result.groups.get(name, []), depth + 1)
     return rows
 
 
-def _task_rows(label: str, metrics: Mapping[str, float]) -> list[Row]:
+def _task_rows(label: str, name: str, result: EvalResult) -> list[Row]:
     """One row per metric; the name only on the first."""
+    metrics = result.tasks[name]
     count = f"{metrics['samples']:,.0f}" if "samples" in metrics else ""
     rows: list[Row] = []
     for metric, value in metrics.items():
-        if metric == "samples" or _is_error(metric):
+        if metric == "samples" or is_error(metric):
             continue
         error = metrics.get(_error_name(metric))
-        rows.append((label, metric, f"{value:.4f}", "" if error is None else f"{error:.4f}", count))
+        others: list[str] = []
+        for other in result.against:
+            kept = other["retention"]["tasks"][name][metric]
+            others += [f"{other['tasks'][name][metric]:.4f}", "-" if kept is None else f"{100 * kept:.1f} %"]
+        rows.append((label, metric, f"{value:.4f}", "" if error is None else f"{error:.4f}", count, *others))
         label = count = ""
-    return rows or [(label, "", "", "", count)]  # a group without an average of its own
+    return rows or [(label, "", "", "", count, *[""] * (2 * len(result.against)))]  # a group without an average
 
 
 def _error_name(metric: str) -> str:
@@ -59,13 +77,9 @@ def _error_name(metric: str) -> str:
     return f"{name}_stderr{comma}{kind}"
 
 
-def _is_error(metric: str) -> bool:
-    return metric.partition(",")[0].endswith("_stderr")
-
-
 def _align(rows: Sequence[Row]) -> str:
     """Columns as wide as their widest cell; texts left, numbers right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
         cells = [
