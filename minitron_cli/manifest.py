@@ -74,11 +74,15 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part (temporary name, fsync, rename)."""
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one (temporary name, fsync, rename)."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=2, ensure_ascii=False)
-        stream.write("\n")
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
@@ -233,8 +237,8 @@ class StageOutput:
             os.close(self._lock)
             self._lock = None
 
-    def commit(self, result: Mapping[str, Any]) -> None:
-        """Make everything durable, write the manifest, and let OUT appear.
+    def commit(self, result: Mapping[str, Any], **more: Any) -> None:
+        """Make everything durable, write the manifest (with `more` in it), and let OUT appear.
 
         Raises:
             RunError: somebody else made OUT meanwhile; OUT.partial is complete and kept.
@@ -249,6 +253,7 @@ class StageOutput:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._began)),
             "seconds": round(time.time() - self._began, 3),
             "result": dict(result),
+            **more,
         }
         sync_tree(self.partial)
         write_json(self.partial / MANIFEST, manifest)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from minitron_cli.checkpoint.card import evaluated
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import read_config
 from minitron_cli.config.recipe import Recipe, load_recipe
@@ -96,8 +97,8 @@ def compress_recipe(config: CompressConfig) -> Recipe:
         data={"sources": list(config.data), "seq_len": seq_len, "text_column": config.text_column},
         importance={"samples": 512},
         search={
-            "params": config.params, "candidates": 12, "finalists": 3, "steps": short, "batch_size": config.batch_size,
-            "lr": lr,
+            "params": config.params, "candidates": 12, "finalists": 6, "steps": short,
+            "rungs": min(3, short.bit_length()), "batch_size": config.batch_size, "lr": lr,
         },
         distill={"steps": steps, "batch_size": config.batch_size, "lr": lr},
         eval={"tasks": list(config.tasks), **({"data_dir": str(config.data_dir)} if config.data_dir else {})},
@@ -114,6 +115,7 @@ class Chain:
         self.recipe, self.out, self.force = recipe, out, force
         self.result = RunResult(str(out), recipe.name, recipe.description, teacher=recipe.teacher)
         self.last = len(recipe.rounds) - 1
+        self._original: dict[str, Any] = {}
 
     def plan(self) -> dict[str, Any]:
         """The recipe, the directory and the stages, as JSON values."""
@@ -227,7 +229,7 @@ class Chain:
         from minitron_cli.search.stage import run_search
 
         paths = {"importance": self.out / self.place("importance", number), "data": self.out / "data"}
-        wires = {"checkpoint": self.uncut(number), **paths}
+        wires = {"checkpoint": self.uncut(number), "teacher": self.teacher, **paths}
         run_search(self._stage("search", self.place("search", number), number, **wires))
 
     def _prune(self, number: int) -> None:
@@ -248,7 +250,11 @@ class Chain:
         from minitron_cli.evaluate.stage import run_eval
 
         (self.out / "eval").mkdir(exist_ok=True)
-        run_eval(self._stage("eval", f"eval/{name}", checkpoint=self.models()[name], data=self.out / "data"))
+        found = run_eval(self._stage("eval", f"eval/{name}", checkpoint=self.models()[name], data=self.out / "data"))
+        if name == "teacher":
+            self._original = found.to_json()
+        else:
+            evaluated(self.out / name, {**found.to_json(), "original": self._original})
 
     def _row(self, name: str, path: str) -> dict[str, Any]:
         """One line of the comparison, from what the stages wrote."""

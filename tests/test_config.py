@@ -10,6 +10,7 @@ import pytest
 
 from minitron_cli.config.audit import AuditConfig, RobotsFetchConfig, RobotsImportConfig, TermsConfig
 from minitron_cli.config.base import StageConfig
+from minitron_cli.config.bench import BenchConfig
 from minitron_cli.config.convert import ConvertConfig
 from minitron_cli.config.correct import CorrectConfig
 from minitron_cli.config.data import DataConfig
@@ -28,6 +29,7 @@ NEEDED: dict[type[StageConfig], dict[str, Any]] = {
     RobotsFetchConfig: {"corpus": "c.jsonl", "out": Path("o")},
     RobotsImportConfig: {"path": Path("p"), "out": Path("o")},
     TermsConfig: {"pages": Path("p"), "judge": "m:f", "out": Path("o")},
+    BenchConfig: {"checkpoint": "ckpt"},
     ConvertConfig: {"checkpoint": "a", "out": Path("o")},
     DataConfig: {"sources": ("text",), "tokenizer": "ckpt", "out": Path("o")},
     ImportanceConfig: {"checkpoint": "ckpt", "data": Path("d"), "out": Path("o")},

@@ -94,7 +94,7 @@ def test_the_old_one_goes_only_when_the_new_one_is_there(tmp_path: Path, monkeyp
             pass
 
         def killed(*_: Any, **__: Any) -> None:
-            raise Killed  # noqa: B023
+            raise Killed
 
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(os, name, killed)
@@ -253,7 +253,7 @@ def test_a_step_that_is_not_finite_leaves_weights_batch_and_checkpoint(
     trainers = []
     start = Trainer.__init__
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "__init__", lambda self, *args, **kw: (trainers.append(self), start(self, *args, **kw))[1])
+        patch.setattr(Trainer, "__init__", lambda self, *args, **kw: trainers.append(self) or start(self, *args, **kw))
         patch.setattr(torch.nn.utils, "clip_grad_norm_", poisoned)
         with pytest.raises(RunError, match="at step 4") as caught:
             run_distill(DistillConfig(**chain))
@@ -350,7 +350,7 @@ def test_records_as_flat_numbers() -> None:
     assert scalars(record) == {"loss": 1.0, "terms/kl": 0.5, "terms/blocks": 2.0}
 
 
-def test_a_service_that_is_not_installed_is_one_sentence(chain: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_not_installed_is_one_sentence(chain: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs_module.importlib.util, "find_spec", lambda name: None)
     for name in ("tensorboard", "wandb"):
         with pytest.raises(ConfigError, match=f"pip install {name}"):

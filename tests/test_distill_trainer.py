@@ -34,9 +34,7 @@ def rates(steps: int, **changes: Any) -> list[float]:
 # --- learning rates ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("schedule", "halfway"), [("cosine", 0.55), ("linear", 0.55), ("wsd", 1.0), ("constant", 1.0)]
-)
+@pytest.mark.parametrize(("schedule", "halfway"), [("cosine", 0.55), ("linear", 0.55), ("wsd", 1.0), ("constant", 1.0)])
 def test_ends_and_middle(schedule: str, halfway: float) -> None:
     found = rates(111, schedule=schedule, warmup=10, min_lr=0.1)
     assert found[:10] == pytest.approx([0.1 * number for number in range(1, 11)])
@@ -96,7 +94,9 @@ def weights(trained: Any) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in trained.parameters()])
 
 
-def trained(student: Any, steps: int = 2, dtype: torch.dtype = FP32, **options: Any) -> tuple[torch.Tensor, list[float]]:
+def trained(
+    student: Any, steps: int = 2, dtype: torch.dtype = FP32, **options: Any
+) -> tuple[torch.Tensor, list[float]]:
     """Weights and losses after some steps on one batch."""
     teacher = Teacher(model(seed=7))
     trainer = Trainer(student, config(lr=1e-3, **options), steps, dtype)

@@ -33,7 +33,8 @@ def test_scores_of_a_family(family: str, tmp_path: Path) -> None:
     taps, blocks = list(place_taps(model, shape, KINDS)), list(place_taps(model, shape, ("block",)))
     width, depth = WidthScores(shape, taps, "l2", "mean"), DepthScores(shape["layers"])
     handles = depth.attach(blocks)
-    with listening(taps, width.heard), torch.inference_mode():
+    # As the sweeps do it: OPT's MLP sees (batch * seq, channels).
+    with listening(taps, lambda at, heard: width.heard(at, heard.reshape(2, 12, -1))), torch.inference_mode():
         whole = model(IDS, use_cache=False).logits
     for handle in handles:
         handle.remove()

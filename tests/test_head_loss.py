@@ -17,7 +17,7 @@ from minitron_cli.distill.terms import loss_values
 from minitron_cli.errors import FamilyError
 from minitron_cli.models import chunks
 from minitron_cli.models.chunks import Sizes, parts
-from minitron_cli.models.head import Head, backbone_output
+from minitron_cli.models.head import Head, Projection, backbone_output
 
 IDS = torch.randint(0, 67, (2, 12), generator=torch.Generator().manual_seed(1))
 NEXT = IDS.flatten()
@@ -173,6 +173,27 @@ def test_gradients_add_up_over_calls(taught: tuple[Lesson, torch.Tensor]) -> Non
 
 
 @pytest.mark.usefixtures("small")
+def test_the_gradient_goes_back_in_the_memory_of_the_logits(
+    taught: tuple[Lesson, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autograd would copy it, vocabulary x tokens, through a view that was written to."""
+    made, sent, plain = [], [], (Projection.product, Projection.accumulate)
+
+    def product(self: Projection, states: torch.Tensor, words: slice, out: torch.Tensor) -> None:
+        made.append(out.data_ptr())
+        plain[0](self, states, words, out)
+
+    def accumulate(self: Projection, gradient: torch.Tensor, states: torch.Tensor, words: slice) -> None:
+        sent.append(gradient.data_ptr())
+        plain[1](self, gradient, states, words)
+
+    monkeypatch.setattr(Projection, "product", product)
+    monkeypatch.setattr(Projection, "accumulate", accumulate)
+    chunked(tiny("llama"), "kl", taught[0])
+    assert len(sent) > 1 and set(sent) == {made[0]}
+
+
+@pytest.mark.usefixtures("small")
 def test_a_frozen_head_gets_no_gradient(taught: tuple[Lesson, torch.Tensor]) -> None:
     """The body learns as it does under a head that learns too."""
     model = tiny("llama")
@@ -243,5 +264,5 @@ def test_parts_cover_all_tokens_evenly(tokens: int, most: int) -> None:
 def test_memory_estimate_is_bounded() -> None:
     """Whatever the vocabulary and the batch, up to the one token that a chunk must hold."""
     device = torch.device("cpu")
-    assert logits_bytes(1 << 20, 151_936, device) < 1e9
+    assert logits_bytes(1 << 20, 151_936, device) < 1.3e9
     assert logits_bytes(16, 2048, device) < 3e6

@@ -15,7 +15,7 @@ ROOT = Path(minitron_cli.__file__).parent
 LEVELS = (
     ("errors",),
     ("families", "shape", "config"),
-    ("manifest", "checkpoint", "runtime", "models", "tokens"),
+    ("manifest", "checkpoint", "runtime", "models", "tokens", "drawing"),
     ("data", "evaluate", "importance"),
     ("prune",),
     ("distill",),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from minitron_cli.config.objective import KINDS, Objective, Term, parse_objective
 from minitron_cli.distill.losses import DIVERGENCES, ON_LOGITS, TopK, top_k
-from minitron_cli.distill.terms import Targets, gradient_into, loss_values
+from minitron_cli.distill.terms import Targets, forward_kl_over, gradient_into, loss_values
 from minitron_cli.errors import ConfigError, ShapeError
 
 TOKENS, VOCAB = 7, 31
@@ -118,6 +118,33 @@ def test_written_gradients(spec: str, padding: tuple[int, int], temperature: flo
     assert torch.allclose(found, values.detach(), rtol=1e-12)
     assert torch.allclose(student, leaf.grad, rtol=1e-9, atol=1e-14)
     assert torch.equal(teacher, kept)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("padding", [(0, 0), (4, 0), (0, 4)])
+def test_forward_kl_written_over_both_logits(padding: tuple[int, int], temperature: float) -> None:
+    """The fast way through the default loss is the general one; rows of a wider buffer serve too."""
+    student, teacher = logits(VOCAB + padding[0]), logits(VOCAB + padding[1], seed=1)
+    expected = torch.empty_like(student)
+    (values,) = gradient_into(expected, parse_objective("kl"), student, teacher, None, temperature, scale=0.01)
+    found = forward_kl_over(student, teacher, temperature, scale=0.01)
+    assert torch.allclose(found, values, rtol=1e-12)
+    assert torch.allclose(student, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_forward_kl_written_over_both_logits_keeps_its_digits() -> None:
+    """In fp32: logits far from zero, probabilities that underflow, and exactly nothing at equality."""
+    exact, b = logits(seed=1), logits(seed=2)
+    expected = value("kl", exact, b)
+    a, b = (exact + 900).float(), (b - 700).float()
+    rounded = value("kl", a.double(), b.double())  # what is left of the logits' digits
+    assert torch.allclose(forward_kl_over(a, b).double(), rounded, rtol=1e-5)
+    assert torch.allclose(rounded, expected, rtol=1e-2)
+    a, b = torch.zeros(2, 50), torch.zeros(2, 50)
+    a[:, 3], b[:, 4] = 500.0, 500.0
+    assert torch.allclose(forward_kl_over(a, b), torch.tensor(500.0)) and a.isfinite().all()
+    a = logits(dtype=torch.float32)
+    assert torch.equal(forward_kl_over(a, a.clone()), torch.zeros(TOKENS)) and a.abs().max() < 1e-7
 
 
 @pytest.mark.parametrize("spec", [*COMPARING, "ce"])

@@ -249,7 +249,8 @@ def test_wrong_requests(tmp_path: Path, folder: Path, checkpoint: Path, monkeypa
     def refusal(error: type[Exception], **changes: Any) -> str:
         return refused(tmp_path, checkpoint, folder, error, **changes)
 
-    assert "6: task 'mmlu_abstract_algebra' can show at most 5 solved examples in --data-dir" in refusal(ConfigError, num_fewshot=6)
+    many = refusal(ConfigError, num_fewshot=6)
+    assert "6: task 'mmlu_abstract_algebra' can show at most 5 solved examples in --data-dir" in many
     assert "mmlu_anatomy" in refusal(ConfigError, tasks="mmlu_anatmy")
     assert "'arc_challenge_chat'" in refusal(ConfigError, tasks="mmlu,arc_challenge_chat")
     assert "no file for arc_easy" in refusal(InputError, tasks="mmlu,arc_easy")

@@ -25,7 +25,7 @@ STAGES = {
 TRAINING = ("steps=2", "tokens=null", "batch_size=2", "eval_sequences=2", "warmup=0")
 SMALL = {
     "importance": ("samples=4", "batch_size=2"),
-    "search": ("candidates=2", "finalists=1", "steps=1", "batch_size=2", "eval_sequences=2"),
+    "search": ("candidates=2", "finalists=1", "rungs=1", "steps=1", "batch_size=2", "eval_sequences=2"),
     "distill": TRAINING,
     "correct": TRAINING,
     "eval": ("batch_size=2", "max_sequences=2"),

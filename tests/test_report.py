@@ -16,9 +16,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from minitron_cli.config.report import ReportConfig
+from minitron_cli.drawing import svg
+from minitron_cli.drawing.format import NONE, count, fixed, scaled, signed
 from minitron_cli.errors import InputError, OutputError
-from minitron_cli.report import charts, svg
-from minitron_cli.report.format import NONE, count, fixed, scaled, signed
+from minitron_cli.report import charts
 from minitron_cli.report.gather import Curve
 from minitron_cli.report.stage import run_report, write_report
 
@@ -215,7 +216,7 @@ def _search(run: Path) -> None:
         "candidates": [{**row, "rank": n} for n, row in enumerate(rows, 1)],
         "seconds": 61.0,
     }
-    write(run / "search" / "candidates.json", {**found, "chosen": {**rows[0], "rank": 1}})
+    write(run / "search" / "search.json", {**found, "chosen": {**rows[0], "rank": 1}})
     manifest(run, "search", "search", {"count": "non-embedding"}, {}, 61.2)
 
 
@@ -382,9 +383,9 @@ def test_what_comes_from_files_is_escaped(tmp_path: Path) -> None:
     saved |= {"name": bad, "description": bad, "stages": [{"name": bad, "status": bad}]}
     saved["models"] = [{**row, "label": bad, "path": bad, "tasks": {bad: {bad: 0.5}}} for row in saved["models"]]
     write(run / "run.json", saved)
-    found = json.loads((run / "search" / "candidates.json").read_text())
+    found = json.loads((run / "search" / "search.json").read_text())
     rows = [{**row, "name": bad, "rank": bad} for row in found["candidates"]]
-    write(run / "search" / "candidates.json", {**found, "candidates": rows, "chosen": rows[0]})
+    write(run / "search" / "search.json", {**found, "candidates": rows, "chosen": rows[0]})
     reader = page(run)
     assert reader.text.count(bad) > 10
     assert "<script" not in (run / "report.html").read_text()
@@ -411,7 +412,7 @@ def test_not_a_run(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["run.json", "student/curve.json", "importance/scores.safetensors", "search/candidates.json"]
+    "name", ["run.json", "student/curve.json", "importance/scores.safetensors", "search/search.json"]
 )
 def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path / "run")

@@ -31,8 +31,8 @@ name: small
 teacher: {teacher}
 data: {{sources: [{text}], seq_len: 16, validation: 0.1}}
 importance: {{samples: 8, loss_samples: 4}}
-search: {{params: 70%, tolerance: 15%, grid: ["hidden=24,36", "ffn=32,56"], finalists: 1, steps: 2, batch_size: 4,
-         candidates: 2, eval_sequences: 4}}
+search: {{params: 70%, tolerance: 15%, grid: ["hidden=24,36", "ffn=32,56"], finalists: 1, rungs: 2, steps: 2,
+         batch_size: 4, candidates: 2, eval_sequences: 4}}
 distill: {{steps: 3, batch_size: 4}}
 baselines: [cross-entropy, scratch]
 eval: {{batch_size: 4, max_sequences: 8}}

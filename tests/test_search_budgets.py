@@ -65,7 +65,8 @@ def settings(**changes: Any) -> SearchConfig:
 
 
 def found(config: dict[str, Any], **changes: Any) -> list[Candidate]:
-    return feasible(settings(**changes), Shape.of(config))
+    (candidates,) = feasible(settings(**changes), Shape.of(config)).values()
+    return candidates
 
 
 @pytest.mark.parametrize(

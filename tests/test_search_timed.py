@@ -25,8 +25,8 @@ def test_timings_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.Mon
     run_importance(ImportanceConfig(checkpoint=str(checkpoint), data=data, out=tmp_path / "imp", samples=8))
     config = SearchConfig(
         checkpoint=str(checkpoint), importance=tmp_path / "imp", data=data, out=tmp_path / "out", params="60%",
-        tolerance="10%", grid=("hidden=24,36,48", "ffn=16,32,56", "layers=3,4"), finalists=1, steps=2, batch_size=4,
-        candidates=4, eval_sequences=4, save_every=1, latency="3ms", device="cpu",
+        tolerance="10%", grid=("hidden=24,36,48", "ffn=16,32,56", "layers=3,4"), finalists=1, rungs=1, steps=2,
+        batch_size=4, candidates=4, eval_sequences=4, save_every=1, latency="3ms", device="cpu",
     )  # fmt: skip
     timed: list[str] = []
 
@@ -49,3 +49,7 @@ def test_timings_survive_an_interruption(tmp_path: Path, monkeypatch: pytest.Mon
     result = run_search(config)
     assert result.candidates and all(row["shape"]["layers"] == 3 for row in result.candidates)
     assert set(json.loads((tmp_path / "out" / "timings.json").read_text())) == set(timed)
+    # Times are shown, and are no part of what another run would repeat.
+    assert all(row["seconds_per_token"] == 0.003 for row in result.candidates)
+    assert "milliseconds per token" in (tmp_path / "out" / "pareto.svg").read_text()
+    assert "seconds" not in (tmp_path / "out" / "search.json").read_text().replace("measure-seconds", "")

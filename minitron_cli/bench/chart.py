@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from minitron_cli.report.svg import CHARACTER, Scale, el, join, line, text
+from minitron_cli.drawing.svg import CHARACTER, Scale, el, join, line, text
 
 WIDTH, BAR, GAP, LEFT = 760, 16, 14, 190
 STYLE = """

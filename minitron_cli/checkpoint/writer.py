@@ -157,7 +157,7 @@ def _copy(job: _Job, workspace: Workspace, finite: bool) -> int:
     values = job.produce(workspace)
     if finite and not all_finite(values, job.tensor.dtype):
         raise not_finite(job.tensor.name, job.file, job.tensor.dtype)
-    return _write_at(job.file, job.position, values)
+    return write_at(job.file, job.position, values)
 
 
 def not_finite(name: str, file: Path, dtype: str) -> CheckpointError:
@@ -167,7 +167,8 @@ def not_finite(name: str, file: Path, dtype: str) -> CheckpointError:
     )
 
 
-def _write_at(file: Path, position: int, values: Array) -> int:
+def write_at(file: Path, position: int, values: Array) -> int:
+    """Replace the bytes of a file from a position on; returns how many."""
     data, done = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data, 0
     with file.open("r+b", buffering=0) as stream:
         while done < len(data):

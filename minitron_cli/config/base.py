@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -103,6 +104,30 @@ class WritingConfig(StageConfig):
 
     out: Path = required("Directory to write; appears only when complete.", keyed=False)
     force: bool = option(False, "Replace an existing output directory.", keyed=False)
+
+
+def command_line(name: str, config: StageConfig, *, shown: Callable[[str], str] = str) -> str:
+    """A stage's command with every option that is not at its default, and DIR for the directory it writes.
+
+    Args:
+        shown: makes of a value what is printed.
+    """
+    arguments, options = [], []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in ("out", "force") or value == field.default:
+            continue
+        if field.metadata["kind"] == "argument":
+            arguments.append(shown(str(value)))
+            continue
+        flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
+        if field.metadata.get("commas") and value:
+            options += [flag, ",".join(shown(str(item)) for item in value)]
+        elif isinstance(value, tuple):
+            options += [part for item in value for part in (flag, shown(str(item)))]
+        else:
+            options += [flag] if value is True else [flag, shown(str(value))]
+    return shlex.join(["minitron", name, *arguments, *options, "--out", "DIR"])
 
 
 def split_commas(value: Any) -> Any:

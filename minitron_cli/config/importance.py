@@ -14,6 +14,8 @@ from minitron_cli.errors import ConfigError
 Aggregator = Literal["mean", "l2", "var"]
 LayerScore = Literal["auto", "loss", "kl", "mse", "task", "bi", "block", "greedy"]
 """What may decide which layers leave."""
+WidthScore = Literal["activation", "contribution", "fluctuation"]
+"""What may decide which neurons and heads leave."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,12 @@ class ImportanceConfig(WritingConfig):
     )
     depth_task_limit: Annotated[int, Ge(1)] | None = option(
         None, "Questions of --depth-task (per subject for mmlu); default all."
+    )
+    collect: tuple[Literal["directions", "weighted"], ...] = option(
+        (),
+        "Further statistics: directions of the residual stream, for `prune --rotate`; scores weighted by outgoing "
+        "weights, for `prune --width-score`.",
+        commas=True,
     )
     carry_bytes: Annotated[int, Ge(1)] | None = option(
         None, "Memory for the states of models without some layers; default a quarter of what is free.", keyed=False

@@ -83,6 +83,8 @@ class Recipe(StageConfig):
         for name in ROUND:
             if sections.get(name) is not None:
                 self.stage(name, _placeholders(name), number)
+        if len(str((sections.get("search") or {}).get("params") or "").split(",")) > 1:
+            raise ConfigError(f"{where}search.params: a round has one size; give each size a round of its own in then.")
 
     @property
     def rounds(self) -> list[Mapping[str, Any]]:

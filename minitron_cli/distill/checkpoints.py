@@ -14,27 +14,29 @@ from safetensors import SafetensorError
 from minitron_cli.runtime.progress import say
 from minitron_cli.runtime.state import load_state, save_state
 
-PATTERN = "state.step-*.safetensors"
 CHECKSUM = "checksum"
 
 
 class Checkpoints:
-    """Files `state.step-NNNNNNNNN.safetensors` in a directory, the newest `keep` of them."""
+    """Files `state.step-NNNNNNNNN.safetensors` in a directory, the newest `keep` of them.
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        self.directory, self.keep = directory, keep
+    `owner` tells models apart that share a directory: their files are `state.OWNER.step-...`.
+    """
+
+    def __init__(self, directory: Path, keep: int, owner: str = "") -> None:
+        self.directory, self.keep, self.stem = directory, keep, f"state.{owner}.step-" if owner else "state.step-"
 
     def path(self, step: int) -> Path:
         """The file of one step."""
-        return self.directory / f"state.step-{step:09d}.safetensors"
+        return self.directory / f"{self.stem}{step:09d}.safetensors"
 
     def found(self) -> list[Path]:
         """Oldest first."""
-        return sorted(self.directory.glob(PATTERN))
+        return sorted(self.directory.glob(f"{self.stem}*.safetensors"))
 
     def save(self, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
         """Write one. Older ones than `keep` go once it is on disk, and not before."""
-        for torn in self.directory.glob(PATTERN + ".tmp"):
+        for torn in self.directory.glob(f"{self.stem}*.tmp"):
             torn.unlink()
         on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_state(self.path(step), on_cpu, {**values, CHECKSUM: checksum(on_cpu)})

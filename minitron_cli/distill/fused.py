@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.autograd import backward
+from torch.autograd.graph import get_gradient_edge
 
 from minitron_cli.config.objective import Objective
 from minitron_cli.distill.losses import TopK
-from minitron_cli.distill.terms import Targets, gradient_into
+from minitron_cli.distill.terms import Targets, forward_kl_over, gradient_into
 from minitron_cli.distill.word_blocks import TERMS, Blocks, loss_in_word_blocks
 from minitron_cli.models.chunks import block_tokens, chunk_tokens, parts
 from minitron_cli.models.head import Head
@@ -48,11 +50,11 @@ class HeadLoss:
 
 
 def logits_bytes(tokens: int, vocab: int, device: torch.device) -> int:
-    """An upper bound of what `head_loss` holds beside its inputs: two buffers, what a capped head's own graph keeps of
-    one, and temporaries, of a chunk where words come in blocks, else of a block of rows.
+    """An upper bound of what `head_loss` holds beside its inputs: two buffers, four more of what a capped head's own
+    graph makes (a plain head none), and temporaries, of a chunk where words come in blocks, else of a block of rows.
     """
     chunk = chunk_tokens(tokens, vocab, device)
-    return 4 * vocab * ((5 if chunk >= FEWEST_TOKENS else 10) * chunk + 12 * min(chunk, block_tokens(vocab, device)))
+    return 4 * vocab * ((6 if chunk >= FEWEST_TOKENS else 10) * chunk + 12 * min(chunk, block_tokens(vocab, device)))
 
 
 def head_loss(
@@ -126,8 +128,11 @@ class _Case:
             leaf = self.hidden[chunk].detach().requires_grad_()
             with torch.enable_grad():
                 logits = self.head.into(mine, leaf)
-            sums = self._into_gradient(logits.detach(), self._answer(chunk, theirs), self._targets(chunk))
-            logits.backward(logits.detach())  # type: ignore[no-untyped-call]
+            # Taken before the logits are overwritten: to autograd they are another view then, whose gradient it copies.
+            made = get_gradient_edge(logits)
+            gradient = logits.detach()
+            sums = self._into_gradient(gradient, self._answer(chunk, theirs), self._targets(chunk))
+            backward(made, gradient)
             assert leaf.grad is not None
             yield chunk, sums, leaf.grad
 
@@ -161,6 +166,10 @@ class _Case:
             said = answer[rows] if answer is not None else None
             words = targets[rows] if targets is not None else None
             student = logits[rows]
-            values = gradient_into(student, self.objective, student, said, words, self.temperature, self.scale)
+            if isinstance(said, Tensor) and [term.name for term in self.objective.terms] == ["kl"]:
+                scale = self.scale * self.objective.terms[0].weight
+                values = forward_kl_over(student, said, self.temperature, scale)[None]
+            else:
+                values = gradient_into(student, self.objective, student, said, words, self.temperature, self.scale)
             sums += values.double().sum(-1)
         return sums

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from minitron_cli.checkpoint.card import CheckpointOutput
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.verify import check_contents, check_structure
@@ -24,8 +25,8 @@ from minitron_cli.distill.plan import TrainingPlan, describe, make_plan
 from minitron_cli.distill.teachers import TeacherPlan, as_taught, plan_teacher, teacher_checkpoint
 from minitron_cli.distill.trainer import Teacher, Trainer
 from minitron_cli.errors import InputError
-from minitron_cli.manifest import StageOutput, fingerprint, read_manifest, require_disk
-from minitron_cli.models.load import load_model, new_model, own_memory, stock_config
+from minitron_cli.manifest import fingerprint, read_manifest, require_disk
+from minitron_cli.models.load import context_length, load_model, new_model, own_memory
 from minitron_cli.models.save import save_model
 from minitron_cli.runtime.device import pick_device, pick_dtype
 from minitron_cli.runtime.memory import peak_rss_bytes
@@ -120,7 +121,7 @@ def train(config: DistillConfig, trained: str, stage: str, given: TrainingConfig
     began = time.monotonic()
     job = _job(config, trained)
     student, device, source = job.student, job.case.device, job.corpus.source
-    output = StageOutput(config.out, stage, given, job.inputs, force=config.force, resumable=True)
+    output = CheckpointOutput(config.out, stage, given, job.inputs, force=config.force, resumable=True)
     if output.result is not None:
         say(f"{config.out} is up to date.")
         return DistillResult(**output.result)
@@ -175,7 +176,7 @@ def _job(config: DistillConfig, trained: str) -> Job:
     corpus = open_corpus(config, references)
     source = corpus.source
     for name, each in models.items():
-        _require_fit(name, each, source)
+        require_data_fits(name, each, source)
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     inputs = {trained: fingerprint(student.path), **corpus.inputs}
@@ -189,7 +190,7 @@ def _job(config: DistillConfig, trained: str) -> Job:
     return Job(config, student, taught, corpus, inputs, case, steps)
 
 
-def _require_fit(name: str, checkpoint: Checkpoint, source: Source) -> None:
+def require_data_fits(name: str, checkpoint: Checkpoint, source: Source) -> None:
     """Insist that a model knows every token of the data and reaches over a sequence.
 
     Raises:
@@ -198,8 +199,8 @@ def _require_fit(name: str, checkpoint: Checkpoint, source: Source) -> None:
     words = checkpoint.shape["vocab"]
     if source.vocab_size > words:
         raise InputError(f"{source.name} uses {source.vocab_size} token ids and {name} knows {words}.")
-    context = getattr(stock_config(dict(checkpoint.config)).get_text_config(), "max_position_embeddings", None)
-    if isinstance(context, int) and source.seq_len > context:
+    context = context_length(dict(checkpoint.config))
+    if context is not None and source.seq_len > context:
         raise InputError(
             f"Sequences of {source.name} have {source.seq_len} tokens and {name} has a context of {context}; "
             f"use a --seq-len of at most {context}."

@@ -6,6 +6,7 @@ Hidden states go through the model's own output head a few tokens at a time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,12 @@ class Perplexity:
 @torch.no_grad()
 def token_losses(model: Any, input_ids: Tensor, *, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
     """Cross-entropy in nats of every next token: ids (batch, seq) give (batch, seq - 1) in fp32."""
-    output = backbone_output(model, input_ids)
+    return output_losses(model, backbone_output(model, input_ids), input_ids, chunk_elements=chunk_elements)
+
+
+@torch.no_grad()
+def output_losses(model: Any, output: Any, input_ids: Tensor, *, chunk_elements: int = CHUNK_ELEMENTS) -> Tensor:
+    """The same from the backbone's finished output, to which the model's head is applied."""
     head = Head(model, output)
     hidden = output.last_hidden_state[:, :-1].flatten(0, 1)
     targets = input_ids[:, 1:].flatten()
@@ -56,10 +62,15 @@ def evaluate_split(
     batch_size: int,
     max_sequences: int | None = None,
     progress: Progress | None = None,
+    losses_of: Callable[[range, Tensor], Tensor] | None = None,
 ) -> Perplexity:
     """Predict every token of the first `max_sequences` sequences from those before it in the same sequence.
 
     Tokens that the split's mask excludes are context only. Sums are kept in fp64.
+
+    Args:
+        losses_of: rows of the split and their ids (batch, seq) to losses (batch, seq - 1), where the model cannot be
+            run as a whole.
 
     Raises:
         InputError: no token is a target.
@@ -71,7 +82,8 @@ def evaluate_split(
     for start in range(0, sequences, batch_size):
         rows = range(start, min(start + batch_size, sequences))
         targets = torch.from_numpy(split.targets(rows)[:, 1:])
-        losses = token_losses(model, torch.from_numpy(split.rows(rows)).to(device)).cpu()
+        ids = torch.from_numpy(split.rows(rows)).to(device)
+        losses = (token_losses(model, ids) if losses_of is None else losses_of(rows, ids)).cpu()
         nats += float(losses[targets].double().sum())
         tokens += int(targets.sum())
         if not math.isfinite(nats):

@@ -35,6 +35,7 @@ COHERE = replace(
     taps={**LLAMA.taps, "hidden": (Tap(_LAYER + "input_layernorm", "output", "hidden"),)},
     defaults={"tie_word_embeddings": True, "attention_bias": False, "use_qk_norm": False},
     divides=LLAMA.divides[:1],
+    readers={},
     norm=Norm("layer", "layer_norm_eps", eps=1e-5),
     rotary=Rotary(layout="interleaved", theta_default=500000.0),
 )

@@ -71,6 +71,7 @@ GEMMA2 = Family(
     norm=Norm(offset=1.0),
     rotary=Rotary(),
     tied={"lm_head.weight": "model.embed_tokens.weight"},
+    post_norms=True,
     ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),
     embed_scale="hidden",
     softcap_key="final_logit_softcapping",

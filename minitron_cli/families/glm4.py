@@ -22,6 +22,8 @@ GLM4 = replace(
     },
     defaults={"tie_word_embeddings": False, "attention_bias": True, "num_key_value_heads": 2, "head_dim": 128},
     divides=LLAMA.divides[:1],
+    readers={},
+    post_norms=True,
     norm=Norm(eps=1.5625e-7),
     rotary=Rotary(layout="interleaved", fraction=0.5, fraction_key="partial_rotary_factor"),
 )

@@ -14,4 +14,5 @@ GRANITE = replace(
     # GraniteAttention: self.scaling = config.attention_multiplier, whatever head_dim is.
     tensors=unscaled(LLAMA.tensors),
     divides=LLAMA.divides[:1],
+    residual_key="residual_multiplier",
 )

@@ -67,5 +67,13 @@ LLAMA = Family(
     rotary=Rotary(),
     prefix="model.",
     tied={"lm_head.weight": "model.embed_tokens.weight"},
+    readers={
+        _LAYER + "input_layernorm.weight": tuple(_LAYER + f"self_attn.{name}_proj.weight" for name in "qkv"),
+        _LAYER + "post_attention_layernorm.weight": (
+            _LAYER + "mlp.gate_proj.weight",
+            _LAYER + "mlp.up_proj.weight",
+        ),
+        "model.norm.weight": ("lm_head.weight",),
+    },
     ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", r"model\.rotary_emb\.inv_freq"),
 )

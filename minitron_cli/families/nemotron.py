@@ -20,6 +20,7 @@ NEMOTRON = replace(
         "model.norm.bias": Tensor(("hidden",)),
     },
     divides=LLAMA.divides[:1],
+    readers={},
     norm=Norm("layer", "norm_eps", offset=1.0, eps=1e-5),
     rotary=Rotary(fraction=0.5, fraction_key="partial_rotary_factor"),
 )

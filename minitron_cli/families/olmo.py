@@ -16,6 +16,7 @@ OLMO = replace(
     defaults={"tie_word_embeddings": False, "attention_bias": False},
     divides=LLAMA.divides[:1],
     # OlmoLayerNorm: F.layer_norm(..., None, None, eps=1e-5)
+    readers={},
     norm=Norm("layer", eps_key="", eps=1e-5),
 )
 

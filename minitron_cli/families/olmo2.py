@@ -31,5 +31,7 @@ OLMO2 = replace(
     },
     defaults={"tie_word_embeddings": False, "attention_bias": False},
     divides=LLAMA.divides[:1],
+    readers={},
+    post_norms=True,
     norm=Norm(eps=1e-5),
 )

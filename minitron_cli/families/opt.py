@@ -102,4 +102,5 @@ OPT_POST_NORM = replace(
     },
     taps={**OPT.taps, "head": (Tap("lm_head", "input", "embedding"),)},
     coupled={"hidden": "heads*head_dim"},
+    post_norms=True,
 )

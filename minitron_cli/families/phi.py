@@ -41,6 +41,7 @@ PHI = replace(
     },
     defaults={"tie_word_embeddings": False, "qk_layernorm": False},
     divides=LLAMA.divides[:1],
+    readers={},
     norm=Norm("layer", "layer_norm_eps", eps=1e-5),
     rotary=Rotary(fraction=0.5, fraction_key="partial_rotary_factor"),
 )

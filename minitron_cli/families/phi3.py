@@ -27,5 +27,10 @@ PHI3 = replace(
     defaults={"tie_word_embeddings": False},
     divides=LLAMA.divides[:1],
     norm=Norm(eps=1e-5),
+    readers={
+        **LLAMA.readers,
+        _LAYER + "input_layernorm.weight": (_LAYER + "self_attn.qkv_proj.weight",),
+        _LAYER + "post_attention_layernorm.weight": (_LAYER + "mlp.gate_up_proj.weight",),
+    },
     rotary=Rotary(fraction_key="partial_rotary_factor"),
 )

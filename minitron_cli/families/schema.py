@@ -49,6 +49,10 @@ class Family:
     coupled         axis to the expression the stock class forces it to equal; whichever side is not asked for follows
     prefix          module prefix that published checkpoints may lack on every name ("transformer." of gpt2)
     tied            tensor to the tensor it is tied to, names on disk
+    readers         norm to the linears that read its output, names on disk, where nothing else reads the residual
+                    stream or scales its channels: only such a stream can be rotated; empty for all others
+    post_norms      whether a norm stands between what a sublayer puts out and the residual stream, or on the sum
+    residual_key    config key of a factor on what a sublayer adds to the residual stream; 1 where there is none
     ignored         patterns (full matches) of legacy tensors that mean nothing
     dropped         pattern to notice: tensors the stock class does not load; see `dropped_notice`
     dropped_config  what config.json must say once they are gone
@@ -75,6 +79,9 @@ class Family:
     rotary: Rotary | None = None
     prefix: str = ""
     tied: Mapping[str, str] = field(default_factory=dict)
+    readers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    post_norms: bool = False
+    residual_key: str = ""
     ignored: tuple[str, ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict)
     dropped_config: Mapping[str, Any] = field(default_factory=dict)

@@ -46,6 +46,7 @@ STABLELM = replace(
     divides=LLAMA.divides[:1],
     # StableLmAttention.__init__: `hidden_size` must be divisible by num_heads; o_proj = nn.Linear(hidden, hidden).
     coupled={"hidden": "heads*head_dim"},
+    readers={},
     norm=Norm("layer", "layer_norm_eps", eps=1e-5),
     rotary=Rotary(fraction=0.25, fraction_key="partial_rotary_factor"),
 )

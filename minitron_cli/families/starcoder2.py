@@ -30,5 +30,6 @@ STARCODER2 = replace(
     taps={**LLAMA.taps, "ffn": (Tap(_LAYER + "mlp.c_proj", "input", "ffn"),)},
     defaults={"tie_word_embeddings": True, "num_key_value_heads": 2, "use_bias": True},
     divides=LLAMA.divides[:1],
+    readers={},
     norm=Norm("layer", "norm_epsilon", eps=1e-5),
 )

@@ -42,12 +42,13 @@ class ResidentSweep:
         try:
             with (
                 Progress("importance", len(self.rows), "sequences", start=done, rate_unit="tokens") as progress,
-                listening(self.gathered.taps, self.gathered.width.heard),
+                listening(self.gathered.taps, self.gathered.heard),
                 torch.inference_mode(),
             ):
                 for start in starts:
                     rows = self.rows[start : start + size]
                     ids = torch.from_numpy(self.split.rows(rows)).to(self.device)
+                    self.gathered.batch = len(rows)
                     # The head is not needed for width scores: the base model saves its flops.
                     self.model.model.base_model(ids, use_cache=False)
                     self.batches_done += 1

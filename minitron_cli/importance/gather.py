@@ -1,4 +1,5 @@
-"""Everything one calibration pass gathers: statistics of every width axis at every tap, and block importance."""
+"""Everything one calibration pass gathers: statistics of every width axis at every tap, of the residual stream, and
+block importance."""
 
 from __future__ import annotations
 
@@ -7,35 +8,60 @@ import torch
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.importance.depth import DepthScores
 from minitron_cli.importance.layout import Array
+from minitron_cli.importance.residual import KIND, ResidualStream, norm_taps
 from minitron_cli.importance.statistics import SampleStatistic
+from minitron_cli.importance.weighted import WeightedScores
 from minitron_cli.importance.width import KINDS, WidthScores
-from minitron_cli.models.layerwise import LayerwiseModel
-from minitron_cli.models.taps import place_taps
+from minitron_cli.models.streaming import ResidentModel, StreamedModel
+from minitron_cli.models.taps import PlacedTap, place_taps
 from minitron_cli.runtime.group import Group
 
 
 class Gathered:
-    """Running statistics, exact in fp64: the same sequences give the same numbers however they are batched."""
+    """Running statistics, exact in fp64: the same sequences give the same numbers however they are batched.
 
-    def __init__(self, model: LayerwiseModel, config: ImportanceConfig) -> None:
-        shape = model.shape
-        self.taps = list(place_taps(model.model, shape, KINDS))
+    `batch` is how many sequences are passing now.
+    """
+
+    def __init__(self, model: ResidentModel | StreamedModel, config: ImportanceConfig) -> None:
+        shape, self.batch = model.shape, 1
+        scored, norms = list(place_taps(model.model, shape, KINDS)), norm_taps(model.model, shape)
+        self.taps = scored + norms
         self.blocks = list(place_taps(model.model, shape, ("block",)))
-        self.width = WidthScores(shape, self.taps, config.batch_agg, config.seq_agg)
+        self.width = WidthScores(shape, scored, config.batch_agg, config.seq_agg)
+        weighted = "weighted" in config.collect
+        self.weighted = WeightedScores(shape, scored, config.batch_agg, config.seq_agg) if weighted else None
         self.depth = DepthScores(shape["layers"])
+        self.residual = ResidualStream(shape, norms, model.device, directions="directions" in config.collect)
+
+    def heard(self, placed: PlacedTap, activation: torch.Tensor) -> None:
+        """Take in what one tap heard, (batch, seq, channels); some stock classes flatten the first two on the way."""
+        activation = activation.reshape(self.batch, -1, activation.shape[-1])
+        if placed.kind == KIND:
+            self.residual.heard(placed, activation)
+            return
+        self.width.heard(placed, activation)
+        if self.weighted is not None:
+            self.weighted.heard(placed, activation)
 
     def _statistics(self) -> list[SampleStatistic]:
-        return [*self.width.statistics.values(), *self.depth.statistic]
+        weighted = self.weighted.statistics() if self.weighted is not None else []
+        own = [*self.width.statistics.values(), *self.depth.statistic, *self.residual.energy.values()]
+        return [*own, *weighted]
 
     def state(self) -> tuple[dict[str, torch.Tensor], list[int]]:
         """Every accumulator by number, and the samples each has seen."""
         tensors: dict[str, torch.Tensor] = {}
+        if self.residual.moment is not None:
+            tensors["moment"] = self.residual.moment
         for number, statistic in enumerate(self._statistics()):
             tensors |= {f"{number}.first": statistic.first, f"{number}.second": statistic.second}
         return tensors, [statistic.count for statistic in self._statistics()]
 
     def restore(self, tensors: dict[str, torch.Tensor], counts: list[int]) -> None:
         """Take back what `state` gave."""
+        if self.residual.moment is not None:
+            self.residual.moment.copy_(tensors["moment"])
         for number, statistic in enumerate(self._statistics()):
             statistic.first, statistic.second = tensors[f"{number}.first"], tensors[f"{number}.second"]
             statistic.count = counts[number]
@@ -44,6 +70,7 @@ class Gathered:
         """Join the statistics of all processes, in the order of their ranks: every process ends with the same."""
         if group.size == 1:
             return
+        self.residual.merge_over(group)
         for statistic in self._statistics():
             own = (torch.tensor([statistic.count]), statistic.first, statistic.second)
             merged = SampleStatistic(len(statistic.first), statistic.kind)
@@ -52,5 +79,6 @@ class Gathered:
             statistic.count, statistic.first, statistic.second = merged.count, merged.first, merged.second
 
     def scores(self) -> dict[str, Array]:
-        """Width scores by axis, and `layers.bi`."""
-        return {**self.width.scores(), "layers.bi": self.depth.scores().numpy()}
+        """Width scores by axis, those that look at weights too (`ffn.contribution`), and `layers.bi`."""
+        weighted = self.weighted.scores() if self.weighted is not None else {}
+        return {**self.width.scores(), **weighted, "layers.bi": self.depth.scores().numpy()}

@@ -19,6 +19,14 @@ channel that does not: (layers, pairs + channels)."""
 
 SCORES = "scores.safetensors"
 
+STATISTICS = "statistics.safetensors"
+"""Second moments: for each norm of the residual stream the energy of every channel (`ENERGY` and the weight's name),
+and, where they were asked for, the directions of the stream as columns (`BASIS`) with their shares of the energy.
+"""
+ENERGY = "energy/"
+BASIS = "directions.basis"
+DIRECTIONS = "directions.energy"
+
 
 def scored_axes(shape: Shape) -> list[Axis]:
     """Axes whose units are chosen by score (query heads are scored as members of their group)."""

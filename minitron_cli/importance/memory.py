@@ -34,11 +34,13 @@ class PassMemory:
         largest = max(size for layer, size in sizes.items() if layer is not None)
         # A layer is read in the type on disk and converted: both exist for a moment.
         widest = max(shape["hidden"] * 6, shape.sizes.get("ffn", 0) * 4)
+        # The second moment of the stream in fp64, and one batch's in fp32.
+        moment = 12 * shape["hidden"] ** 2 if "directions" in config.collect else 0
         return cls(
             weights=sum(sizes.values()),
             frame=sizes[None],
             layer=2 * largest,
-            batch=config.batch_size * seq_len * widest * 4,
+            batch=config.batch_size * seq_len * widest * 4 + moment,
             states=config.samples * seq_len * shape["hidden"] * dtype.itemsize,
             device=device,
         )

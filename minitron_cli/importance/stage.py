@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.numpy import save_file
 
@@ -18,9 +19,10 @@ from minitron_cli.errors import FamilyError, RunError
 from minitron_cli.importance.activations import Activations
 from minitron_cli.importance.collect import ResidentSweep
 from minitron_cli.importance.gather import Gathered
-from minitron_cli.importance.layout import SCORES, Array, scored_axes
+from minitron_cli.importance.layout import SCORES, STATISTICS, Array, scored_axes
 from minitron_cli.importance.memory import PassMemory
 from minitron_cli.importance.removal import require_scorable, score_removals
+from minitron_cli.importance.residual import unrotatable
 from minitron_cli.importance.stream import StreamedSweep
 from minitron_cli.importance.weights import weight_norm_scores
 from minitron_cli.manifest import StageOutput, fingerprint, require_disk
@@ -31,6 +33,9 @@ from minitron_cli.runtime.group import Group, process_group
 from minitron_cli.runtime.memory import peak_rss_bytes
 from minitron_cli.runtime.progress import byte_size, say
 from minitron_cli.tokens import Split, TokenDataset, batch_rows
+
+DEPTH = ("layers", "blocks", "greedy", "full")
+"""What the names of depth scores begin with."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
     _ = checkpoint.declared
     if checkpoint.shape.family.draft:
         raise FamilyError(f"{checkpoint.shape.family.name} can be inspected but not scored or pruned yet.")
+    if "directions" in config.collect and (why := unrotatable(checkpoint.shape)):
+        raise FamilyError(f"{checkpoint.shape.family.name} cannot be rotated: {why}; leave out --collect directions.")
     dataset = TokenDataset(config.data)
     split = dataset.split("train")
     require_same_tokenizer(dataset, {"the checkpoint": config.checkpoint})
@@ -88,7 +95,8 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
         with output if group.main else nullcontext():
             group.wait()
             model = open_model(checkpoint, device, dtype, streamed=streamed)
-            scores = _swept(model, config, split, group, output.partial, memory.place())
+            gathered = _swept(model, config, split, group, output.partial, memory.place())
+            scores = gathered.scores()
             scores |= _removed(model, config, split, group, output.partial)
             # Axes that no activation shows (rotary pairs, query and key channels) are ranked by weights.
             unheard = [axis.name for axis in scored_axes(checkpoint.shape) if axis.name not in scores]
@@ -99,12 +107,13 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
                 samples=config.samples,
                 tokens=config.samples * dataset.seq_len,
                 axes=sorted(name for name in scores if "." not in name),
-                layers={name: scores[name].tolist() for name in sorted(scores) if "." in name},
+                layers={name: scores[name].tolist() for name in sorted(scores) if name.partition(".")[0] in DEPTH},
                 seconds=round(time.monotonic() - began, 3),
                 peak_rss_bytes=peak_rss_bytes(),
             )
             if group.main:
                 save_file(scores, output.partial / SCORES)
+                save_file(gathered.residual.tensors(), output.partial / STATISTICS)
                 output.commit(result.to_json())
             group.wait()
     return result
@@ -117,8 +126,8 @@ def _swept(
     group: Group,
     partial: Path,
     place: torch.device | None,
-) -> dict[str, Array]:
-    """Width scores and block importance: this process's share of the sequences, joined with those of all others."""
+) -> Gathered:
+    """The statistics of one pass: this process's share of the sequences, joined with those of all others."""
     rows = group.share(batch_rows(config.seed, 0, config.samples, len(split)))
     gathered = Gathered(model, config)
     mine = f"{group.rank}-of-{group.size}"
@@ -130,7 +139,7 @@ def _swept(
     else:
         ResidentSweep(model, gathered, config, split, rows, partial / f"state.sweep-{mine}.safetensors").run()
     gathered.merge_over(group)
-    return gathered.scores()
+    return gathered
 
 
 def _removed(
@@ -143,5 +152,5 @@ def _removed(
 
 def _require_finite(scores: dict[str, Array], dtype: torch.dtype) -> None:
     for name, values in scores.items():
-        if not (values == values).all():
-            raise RunError(f"Scores of {name} are not numbers; activations overflow in {dtype}, try --dtype float32.")
+        if not np.isfinite(values).all():
+            raise RunError(f"Scores of {name} are not finite; activations overflow in {dtype}, try --dtype float32.")

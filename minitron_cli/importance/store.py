@@ -7,10 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from minitron_cli.errors import InputError
-from minitron_cli.importance.layout import SCORES, Array, Scores, score_shape, scored_axes
+from minitron_cli.importance.layout import (
+    BASIS,
+    DIRECTIONS,
+    ENERGY,
+    SCORES,
+    STATISTICS,
+    Array,
+    Scores,
+    score_shape,
+    scored_axes,
+)
 from minitron_cli.manifest import read_manifest
 from minitron_cli.shape import Shape
 
@@ -30,17 +42,24 @@ OPTIONS = {
 
 
 def load_scores(
-    directory: Path, shape: Shape, source: str, layer_score: str, removed: Collection[int]
+    directory: Path,
+    shape: Shape,
+    source: str,
+    layer_score: str,
+    removed: Collection[int],
+    width_score: str = "activation",
 ) -> tuple[Scores, str]:
     """Scores written by the importance stage for this very checkpoint, and what they rank by, in words.
 
-    `layers` among the scores are (layers,), those that should leave first lowest.
+    `layers` among the scores are (layers,), those that should leave first lowest. Beside them are what is known of the
+    residual stream: energies by norm, and those of its directions.
 
     Args:
         source: fingerprint of the checkpoint to be cut.
         layer_score: a measure; "block" or "greedy" for what was found with several layers removed; "auto" for these
             where they fit `removed`, else the measure that importance was told decides, else block importance.
         removed: how many layers the planned cuts take out, one number per cut.
+        width_score: what ranks the axes that such scores were gathered of; activations rank the others.
 
     Raises:
         InputError: not an importance directory, made for another checkpoint, or without layer scores for such cuts.
@@ -52,6 +71,13 @@ def load_scores(
         raise InputError(f"{directory} scores another checkpoint than the one to be cut; score this one.")
     stored = {name: array.astype(np.float64) for name, array in load_file(directory / SCORES).items()}
     scores = {name: array for name, array in stored.items() if "." not in name}
+    if width_score != "activation":
+        weighted = {name.partition(".")[0]: array for name, array in stored.items() if name.endswith(f".{width_score}")}
+        if not weighted:
+            raise InputError(
+                f"{directory} has no {width_score} scores; run `minitron importance` with --collect weighted."
+            )
+        scores |= weighted
     for axis in scored_axes(shape):
         if axis.name in scores and scores[axis.name].shape != score_shape(shape, axis):
             raise InputError(
@@ -60,10 +86,42 @@ def load_scores(
     counts = {count for count in removed if count > 0}
     metric = manifest["config"].get("depth_metric", "loss")
     kind = _kind(directory, stored, shape["layers"], layer_score, metric, counts)
-    ranked_by = f"importance {directory}"
+    ranked_by = f"importance {directory}" + (f", units by {width_score}" if width_score != "activation" else "")
     if counts:
         ranked_by += f", layers by {WORDS.get(kind) or f'{kind} removal, {WORDS[metric]}'}"
-    return {**scores, "layers": _ranks(stored, shape["layers"], kind, metric)}, ranked_by
+    return {**scores, **_stream(directory, shape), "layers": _ranks(stored, shape["layers"], kind, metric)}, ranked_by
+
+
+def _stream(directory: Path, shape: Shape) -> dict[str, Array]:
+    """Energies of the residual stream; none where it was scored before they were gathered."""
+    if not (directory / STATISTICS).is_file():
+        return {}
+    with safe_open(directory / STATISTICS, framework="np") as file:
+        names = [name for name in file.keys() if name.startswith(ENERGY) or name == DIRECTIONS]  # noqa: SIM118
+        found = {name: file.get_tensor(name).astype(np.float64) for name in names}
+    if any(array.shape != (shape["hidden"],) for array in found.values()):
+        raise InputError(f"{directory}: {STATISTICS} is of another hidden size than the checkpoint; score it again.")
+    return found
+
+
+def load_basis(directory: Path, hidden: int, kept: int) -> torch.Tensor:
+    """The directions of most energy as columns, (hidden, kept) fp32.
+
+    Raises:
+        InputError: they were not collected, or for another hidden size.
+    """
+    try:
+        with safe_open(directory / STATISTICS, framework="pt") as file:
+            basis = file.get_slice(BASIS)
+            if basis.get_shape() == [hidden, hidden]:
+                columns: torch.Tensor = basis[:, :kept]
+                return columns.contiguous()
+    except (OSError, SafetensorError):
+        pass
+    raise InputError(
+        f"{directory} holds no directions of a stream of {hidden} channels; run `minitron importance` with "
+        "--collect directions, and name its result with --importance."
+    )
 
 
 def _kind(directory: Path, stored: Mapping[str, Array], layers: int, asked: str, metric: str, counts: set[int]) -> str:

@@ -56,6 +56,8 @@ class StreamedSweep:
                 self._layer(number, progress)
                 self.activations.layer_done()
                 self.layers_done += 1
+                if self.layers_done == layers:
+                    self._leave()
                 self._save_when_due()
 
     def _enter(self) -> None:
@@ -78,15 +80,24 @@ class StreamedSweep:
         (block,) = (placed for placed in self.gathered.blocks if placed.layer == number)
         with (
             self.model.loaded(number),
-            listening(taps, self.gathered.width.heard),
+            listening(taps, self.gathered.heard),
             torch.inference_mode(),
         ):
             for rows in self.batches:
                 entering = self.activations.read(rows, self.model.device)
+                self.gathered.batch = len(entering)
                 leaving = self.model.layer(number, entering)
                 self.gathered.depth.heard(block, entering, leaving)
                 self.activations.write(rows, leaving)
                 progress.advance(len(entering), rated=entering.shape[0] * entering.shape[1], note=f"layer {number}")
+
+    def _leave(self) -> None:
+        """What comes after the last layer, for the taps there."""
+        taps = [placed for placed in self.gathered.taps if placed.layer is None]
+        with listening(taps, self.gathered.heard), torch.inference_mode():
+            for rows in self.batches if taps else []:
+                self.gathered.batch = rows.stop - rows.start
+                self.model.leave(self.activations.read(rows, self.model.device))
 
     def _save_when_due(self) -> None:
         """Save after every layer where its states are on disk anyway, else when saving is a small share of the time."""

@@ -19,6 +19,9 @@ from minitron_cli.shape import Shape
 KINDS = ("hidden", "attention", "ffn")
 """Taps that carry width scores."""
 
+ENDS = ("attention", "ffn")
+"""Those of them on what enters the projections that write into the residual stream, in the order of a layer."""
+
 
 class WidthScores:
     """Running statistics of every scored axis at every tap."""
@@ -27,14 +30,14 @@ class WidthScores:
         self.shape, self.seq_agg = shape, seq_agg
         self.axes = {axis.name: axis for axis in scored_axes(shape)}
         self.statistics: dict[tuple[str, str, int], SampleStatistic] = {}
-        self._units: dict[tuple[str, str], torch.Tensor] = {}
+        self.units: dict[tuple[str, str], torch.Tensor] = {}
         for placed in taps:
-            for axis in self._scored(placed):
+            for axis in self.scored(placed):
                 unit = torch.from_numpy(labels(parse(placed.tap.dims), shape.sizes, axis.name, axis.within))
-                self._units[placed.tap.dims, axis.name] = unit
+                self.units[placed.tap.dims, axis.name] = unit
                 self.statistics[self._key(placed, axis)] = SampleStatistic(int(unit.max()) + 1, batch_agg)
 
-    def _scored(self, placed: PlacedTap) -> list[Axis]:
+    def scored(self, placed: PlacedTap) -> list[Axis]:
         """Axes this tap gives scores to; a rotary axis has none in activations (its choice is a progression)."""
         rotary = self.shape.family.rotary
         found = axes(parse(placed.tap.dims)) & self.axes.keys() - ({rotary.axis} if rotary else set())
@@ -46,8 +49,8 @@ class WidthScores:
 
     def heard(self, placed: PlacedTap, activation: torch.Tensor) -> None:
         """Take in one activation, (batch, seq, channels)."""
-        for axis in self._scored(placed):
-            unit = self._units[placed.tap.dims, axis.name]
+        for axis in self.scored(placed):
+            unit = self.units[placed.tap.dims, axis.name]
             samples = reduce_sequence(unit_activations(activation, unit), self.seq_agg)
             self.statistics[self._key(placed, axis)].add(samples)
 

@@ -18,7 +18,7 @@ class Sizes:
     block: int
 
 
-CPU = Sizes(128 << 20, 4 << 20)
+CPU = Sizes(200 << 20, 2 << 20)
 ACCELERATOR = Sizes(512 << 20, 32 << 20)
 CHUNK_TOKENS = 4096
 """Longer chunks gain nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from minitron_cli.errors import CheckpointError
 logging.getLogger("transformers").setLevel(logging.ERROR)
 disable_progress_bar()
 
+LOADING = Lock()
+"""While it loads, transformers exchanges methods of its classes; two threads at once could leave them exchanged."""
+
 
 def load_model(path: Path | str, *, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """The model in eval mode, every parameter in its own fresh memory.
@@ -27,9 +31,10 @@ def load_model(path: Path | str, *, device: torch.device, dtype: torch.dtype) ->
         CheckpointError: the stock class refuses the config, or weights are missing, unexpected or of another size.
     """
     try:
-        model, info = auto_class(path).from_pretrained(
-            str(path), dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        with LOADING:
+            model, info = auto_class(path).from_pretrained(
+                str(path), dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path}: transformers cannot load it: {first_sentence(error)}") from error
     for kind in ("missing_keys", "mismatched_keys"):
@@ -54,9 +59,10 @@ def model_from_tensors(
         CheckpointError: the stock class refuses the config or misses a weight.
     """
     stock = stock_config(config)
-    model, info = causal_class(stock).from_pretrained(
-        None, config=stock, state_dict=tensors, dtype=dtype, output_loading_info=True
-    )
+    with LOADING:
+        model, info = causal_class(stock).from_pretrained(
+            None, config=stock, state_dict=tensors, dtype=dtype, output_loading_info=True
+        )
     if info["missing_keys"]:
         raise CheckpointError(f"The stock class misses {sorted(info['missing_keys'])[0]}; please report this as a bug.")
     own_memory(model)

@@ -16,7 +16,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.errors import CheckpointError
 from minitron_cli.models.layerwise import LayerwiseModel
-from minitron_cli.models.load import load_model, stock_config
+from minitron_cli.models.load import LOADING, load_model, stock_config
 from minitron_cli.runtime.memory import give_back_freed
 
 
@@ -91,7 +91,7 @@ def open_model(
 
 def skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
     """The stock model without weights: parameters on the meta device, computed buffers (rotary tables) real."""
-    with init_empty_weights(include_buffers=False):
+    with LOADING, init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(stock_config(checkpoint.config), dtype=dtype)
     return model.eval()
 

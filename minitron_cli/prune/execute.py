@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from minitron_cli.checkpoint.blocks import Array, Choice, Cut, Source
+from minitron_cli.checkpoint.blocks import Cut, Source
 from minitron_cli.checkpoint.companions import copy_companions
 from minitron_cli.checkpoint.multimodal import WrappedPart
-from minitron_cli.checkpoint.reader import Checkpoint, tensor_of
-from minitron_cli.checkpoint.surgery import Indices, first_terms, positions, softmax_fold
+from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.writer import SHARD_BYTES, Planned, WeightFiles, weight_files
 from minitron_cli.errors import InputError
-from minitron_cli.families.expression import axes, parse
-from minitron_cli.families.schema import Tensor
 from minitron_cli.manifest import write_json
+from minitron_cli.prune.edit import Edit
 from minitron_cli.prune.plan import PrunePlan, planned_config
+from minitron_cli.prune.residual import untying
+from minitron_cli.prune.rotate import Constant, Rotated, Rotation
 from minitron_cli.shape import Shape
+
+Made = Cut | Rotated | Constant
 
 
 def check_plan(plan: PrunePlan, shape: Shape) -> None:
@@ -52,63 +50,33 @@ def _innermost(units: Any) -> Iterator[list[Any]]:
         yield units if isinstance(units, list) else [units]
 
 
-def cut_tensors(checkpoint: Checkpoint, plan: PrunePlan) -> Iterator[tuple[Planned, Cut]]:
-    """Every tensor of the result: what it will be, and how it is cut; called, the cut gives the tensor in memory."""
-    family = checkpoint.shape.family
-    new = Shape.of(planned_config(checkpoint.shape, plan))
-    declared = checkpoint.declared
+def cut_tensors(checkpoint: Checkpoint, plan: PrunePlan) -> Iterator[tuple[Planned, Made]]:
+    """Every tensor of the result: what it will be, and how it is made; called, that gives the tensor in memory."""
+    shape, family, declared = checkpoint.shape, checkpoint.shape.family, checkpoint.declared
+    new = Shape.of(planned_config(shape, plan))
     kept_layers = set(plan.layers)
+    # A head that stops to be the embedding table is made from that table.
+    old = {**checkpoint.config, **(untying(shape) if plan.rotate else {})}
+    rotation = Rotation.of(checkpoint, plan) if plan.rotate else None
     # Both tables list the same patterns in the same order, so that old and new names pair up one to one.
-    old_items = [item for item in family.expected(checkpoint.config) if item[2] is None or item[2] in kept_layers]
+    old_items = [item for item in family.expected(old) if item[2] is None or item[2] in kept_layers]
     for (old_name, tensor, layer), (new_name, new_tensor, _) in zip(
         old_items, family.expected(new.config), strict=True
     ):
         assert tensor == new_tensor
-        if old_name in declared:
-            entry = checkpoint.entries[old_name]
+        source = old_name if old_name in declared or rotation is None else family.tied.get(old_name, old_name)
+        if source in declared:
+            entry = checkpoint.entries[source]
             planned = Planned(new_name, entry.dtype, family.tensor_shape(tensor, new.sizes))
-            yield planned, Cut(entry, partial(_choice, checkpoint.shape, plan, tensor, layer, entry.dtype))
+            edit = Edit(shape, plan, old_name, tensor, layer, entry.dtype)
+            rotated = rotation.of_tensor(entry, edit) if rotation is not None else None
+            yield planned, rotated or Cut(entry, edit.choice)
 
 
 def written_tensors(checkpoint: Checkpoint, plan: PrunePlan) -> Iterator[tuple[Planned, Source]]:
     """Every tensor that is written: the cut ones, and around a text part cut in place all others as they are."""
     tensors = cut_tensors(checkpoint, plan)
     return checkpoint.put_back(tensors) if isinstance(checkpoint, WrappedPart) else tensors
-
-
-def _choice(shape: Shape, plan: PrunePlan, tensor: Tensor, layer: int | None, dtype: str) -> Choice:
-    within = {axis.name: axis.within for axis in shape.family.axes if axis.within}
-    kept = plan.kept(layer)
-    selections = [positions(parse(text), shape.sizes, kept, within) for text in tensor.dims]
-    old, new = shape.sizes.get("head_dim"), plan.sizes.get("head_dim")
-    if tensor.role not in ("query", "query_norm") or not old or not new or old == new:
-        return Choice(selections)
-    norm = tensor.norm or shape.family.norm
-    offset = norm.offset if tensor.role == "query_norm" else 0.0
-    scales = [_scale(shape, text, chosen, old, new) for text, chosen in zip(tensor.dims, selections, strict=True)]
-    return Choice(selections, partial(_folded, scales, offset, dtype))
-
-
-def _scale(shape: Shape, text: str, chosen: Indices, old: int, new: int) -> npt.NDArray[np.float32]:
-    """Factor of every kept position of a dimension: (kept,)."""
-    expression = parse(text)
-    if "head_dim" not in axes(expression):
-        return np.ones(len(chosen), np.float32)
-    return np.where(first_terms(expression, shape.sizes)[chosen], softmax_fold(old, new), 1.0).astype(np.float32)
-
-
-def _folded(
-    scales: list[npt.NDArray[np.float32]], offset: float, dtype: str, values: Array, at: tuple[slice, ...]
-) -> Array:
-    """Multiply the queries among the kept values; of a norm that applies w + offset, what it applies."""
-    import torch
-
-    scale = torch.ones((), dtype=torch.float32)
-    for dim, (along, part) in enumerate(zip(scales, at, strict=True)):
-        scale = scale * torch.from_numpy(along[part]).view([-1 if each == dim else 1 for each in range(len(at))])
-    kept = tensor_of(values, dtype, values.shape)
-    folded = kept.to(torch.float32).add_(offset).mul_(scale).sub_(offset).to(kept.dtype)
-    return folded.view(torch.uint8).numpy().view(values.dtype)
 
 
 def create_pruned(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minitron_cli.checkpoint.rotary import choose, retuned
 from minitron_cli.checkpoint.surgery import Indices, Kept, new_config
+from minitron_cli.config.prune import Rescale
 from minitron_cli.errors import InputError, ShapeError
 from minitron_cli.importance.layout import Scores
+from minitron_cli.prune.residual import require_readers, require_rotatable, rescaling, tied_head, untying
 from minitron_cli.prune.sizes import complete_target
 from minitron_cli.shape import Shape
 
@@ -22,6 +25,10 @@ class PrunePlan:
 
     `keep` maps an axis to kept unit numbers, ascending: a list for an axis chosen once for the model; for an axis
     chosen per layer one list per kept layer (of lists, one per outer unit, for an axis chosen within another).
+    `rescale` maps a tensor (its name before the cut) to the factor on what it applies. With `rotate`, hidden units are
+    the directions of the residual stream by falling energy, whose basis the importance directory `statistics` holds;
+    `untied` counts the parameters of a tied head that becomes a matrix of its own by that.
+    `repair` says on which data and sequences projections are fitted again, None that they are not.
     """
 
     family: str
@@ -33,6 +40,11 @@ class PrunePlan:
     ranked_by: str
     params_before: int
     params_after: int
+    rescale: dict[str, float] = field(default_factory=dict)
+    rotate: bool = False
+    statistics: str = ""
+    untied: int = 0
+    repair: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -73,14 +85,28 @@ def _at(units: list[Any], layers: list[int], layer: int | None) -> Any:
 
 
 def make_plan(
-    shape: Shape, scores: Scores, target: Mapping[str, int], *, ranked_by: str, drop_layers: tuple[int, ...] = ()
+    shape: Shape,
+    scores: Scores,
+    target: Mapping[str, int],
+    *,
+    ranked_by: str,
+    drop_layers: tuple[int, ...] = (),
+    rescale: Rescale = "auto",
+    rotate: Path | None = None,
 ) -> PrunePlan:
     """Choose what stays: the units of highest score, in their original order.
 
+    Args:
+        scores: of units, and the energies of the residual stream that `rescale` and `rotate` need.
+        rotate: the importance directory that holds the directions of the stream.
+
     Raises:
         ShapeError: from the target, or drop_layers names a layer that does not exist.
+        FamilyError, InputError: the stream cannot be rotated or norms not rescaled as asked for.
     """
     family, old = shape.family, shape.sizes
+    if rotate is not None:
+        require_rotatable(shape, scores)
     layers = _kept_layers(shape, scores, target, drop_layers)
     sizes = complete_target(shape, {**target, "layers": len(layers)})
     keep: dict[str, Any] = {}
@@ -93,14 +119,22 @@ def make_plan(
         if rotary is not None and name == rotary.axis:
             # One choice for the model: theta is one number.
             step, keep[name] = choose(rotary, shape.config, scores[name].sum(0), old[name], sizes[name])
+        elif name == "hidden" and rotate is not None:
+            keep[name] = list(range(sizes[name]))
         elif axis.per_layer:
-            keep[name] = [top_units(scores[name][layer], sizes[name]).tolist() for layer in layers]
+            keep[name] = [_choose(name, scores[name][layer], sizes[name]) for layer in layers]
         else:
-            keep[name] = top_units(scores[name], sizes[name]).tolist()
-    return _counted(shape, PrunePlan(family.name, dict(old), sizes, layers, keep, step, ranked_by, shape.params, 0))
+            keep[name] = _choose(name, scores[name], sizes[name])
+    plan = PrunePlan(family.name, dict(old), sizes, layers, keep, step, ranked_by, shape.params, 0)
+    if rotate is not None:
+        plan = replace(plan, rotate=True, statistics=str(rotate.absolute()))
+    factors = rescaling(shape, scores, layers, keep.get("hidden"), rescale, rotated=plan.rotate)
+    return _counted(shape, replace(plan, rescale=factors))
 
 
-def size_plan(shape: Shape, target: Mapping[str, int], *, drop_layers: tuple[int, ...] = ()) -> PrunePlan:
+def size_plan(
+    shape: Shape, target: Mapping[str, int], *, drop_layers: tuple[int, ...] = (), rotate: bool = False
+) -> PrunePlan:
     """Sizes and parameters of a cut, from config.json alone: no units are chosen, and the first layers stand for all.
 
     Raises:
@@ -110,12 +144,18 @@ def size_plan(shape: Shape, target: Mapping[str, int], *, drop_layers: tuple[int
     layers = _kept_layers(shape, first, target, drop_layers)
     sizes = complete_target(shape, {**target, "layers": len(layers)})
     ranked_by = "nothing: there are no weights here, only sizes"
-    plan = PrunePlan(shape.family.name, dict(shape.sizes), sizes, layers, {}, 1, ranked_by, shape.params, 0)
+    if rotate:
+        require_readers(shape)
+    plan = PrunePlan(
+        shape.family.name, dict(shape.sizes), sizes, layers, {}, 1, ranked_by, shape.params, 0, rotate=rotate
+    )
     return _counted(shape, plan)
 
 
 def _counted(shape: Shape, plan: PrunePlan) -> PrunePlan:
-    return replace(plan, params_after=Shape.of(planned_config(shape, plan)).params)
+    untied = plan.rotate and tied_head(shape) is not None
+    head = plan.sizes["vocab"] * plan.sizes["hidden"] if untied else 0
+    return replace(plan, params_after=Shape.of(planned_config(shape, plan)).params, untied=head)
 
 
 def _kept_layers(shape: Shape, scores: Scores, target: Mapping[str, int], drop: tuple[int, ...]) -> list[int]:
@@ -133,7 +173,22 @@ def _kept_layers(shape: Shape, scores: Scores, target: Mapping[str, int], drop: 
         if wanted > count:
             raise ShapeError(f"--layers {wanted} is larger than the original {count}; pruning only removes.")
         return list(range(count))
-    return [int(layer) for layer in top_units(scores["layers"], wanted)]
+    return _choose("layers", scores["layers"], wanted)
+
+
+def _choose(name: str, scores: Any, count: int) -> list[Any]:
+    """The best units of an axis, as a plan lists them.
+
+    Raises:
+        InputError: the scores are not numbers, or all the same.
+    """
+    values = np.asarray(scores, np.float64)
+    if not np.isfinite(values).all():
+        raise InputError(f"Scores of {name} are not finite; score the checkpoint again, with --dtype float32.")
+    if values.size > 1 and values.min() == values.max():
+        raise InputError(f"All scores of {name} are the same, so they rank nothing; score again, on other data.")
+    chosen: list[Any] = top_units(values, count).tolist()
+    return chosen
 
 
 def top_units(scores: Indices | Any, count: int) -> Indices:
@@ -144,10 +199,12 @@ def top_units(scores: Indices | Any, count: int) -> Indices:
 
 def planned_config(shape: Shape, plan: PrunePlan) -> dict[str, Any]:
     """config.json of the planned model."""
-    rotary, changes = shape.family.rotary, None
+    rotary, changes = shape.family.rotary, {}
     if rotary is not None and plan.sizes[rotary.axis] != shape.sizes[rotary.axis]:
         old, new = shape.sizes[rotary.axis], plan.sizes[rotary.axis]
         changes = retuned(shape.config, rotary, old, new, plan.rotary_step)
+    if plan.rotate:
+        changes |= untying(shape)
     return new_config(shape.config, shape.family, plan.sizes, plan.layers, changes)
 
 
@@ -166,4 +223,12 @@ def describe(plan: PrunePlan) -> str:
     share = 100 * plan.params_after / plan.params_before
     lines.append(f"  {'params':<10}{plan.params_before:,} -> {plan.params_after:,}  ({share:.1f} %)")
     lines.append(f"  {'ranked by':<10}{plan.ranked_by}")
+    if plan.rotate:
+        head = f"; the tied head becomes a matrix of its own, {plan.untied:,} parameters" if plan.untied else ""
+        lines.append(f"  {'rotated':<10}hidden units are directions of the residual stream{head}")
+    if plan.repair is not None:
+        lines.append(f"  {'repaired':<10}on {plan.repair['samples']} sequences of {plan.repair['data']}")
+    if plan.rescale:
+        factors = plan.rescale.values()
+        lines.append(f"  {'rescaled':<10}{len(factors)} tensors, by {min(factors):.3f} to {max(factors):.3f}")
     return "\n".join(lines)

@@ -6,22 +6,26 @@ import json
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minitron_cli.checkpoint.card import CheckpointOutput
 from minitron_cli.checkpoint.companions import check_companions
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.multimodal import WrappedPart, is_wrapped, open_checkpoint, open_shape, refuse_shared
 from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, Checkpoint
 from minitron_cli.checkpoint.verify import check_structure
-from minitron_cli.checkpoint.writer import WeightFiles
+from minitron_cli.checkpoint.writer import WORKERS, WeightFiles
 from minitron_cli.config.prune import PruneConfig
-from minitron_cli.errors import CheckpointError, ConfigError, InputError, OutputError
-from minitron_cli.importance.store import load_scores
-from minitron_cli.manifest import StageOutput, fingerprint, read_manifest, require_disk
+from minitron_cli.errors import CheckpointError, ConfigError, InputError, OutputError, ShapeError
+from minitron_cli.importance.store import load_basis, load_scores
+from minitron_cli.manifest import fingerprint, require_disk
 from minitron_cli.prune.execute import check_plan, create_pruned, written_tensors
 from minitron_cli.prune.plan import PrunePlan, make_plan, planned_config, size_plan
+from minitron_cli.prune.repairing import require_repairable, with_repair
+from minitron_cli.prune.residual import require_readers
+from minitron_cli.prune.searched import searched_plan
 from minitron_cli.prune.sizes import complete_target
 from minitron_cli.runtime.memory import peak_rss_bytes
 from minitron_cli.runtime.progress import Progress, say
@@ -54,6 +58,8 @@ def plan_prune(config: PruneConfig) -> PrunePlan:
         return _size_plan(config, path)
     checkpoint = open_checkpoint(path, text_only=config.text_only)
     plan = _plan(config, checkpoint)
+    if plan.repair is not None:
+        require_repairable(checkpoint, plan, config)
     _require_stock(planned_config(checkpoint.shape, plan))
     return plan
 
@@ -64,10 +70,15 @@ def _plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
     for notice, count in checkpoint.dropped().items():
         say(f"{count} tensors are left out: {notice}")
     if config.plan is None and config.search is None:
-        return _ranked_plan(config, checkpoint)
-    plan = _saved_plan(config)
+        return with_repair(_ranked_plan(config, checkpoint), config)
+    plan = with_repair(_saved_plan(config), config)
     check_plan(plan, checkpoint.shape)
-    _check_shared(checkpoint, plan.sizes)
+    _check_shared(checkpoint, plan.sizes, rotate=plan.rotate)
+    if plan.rotate:
+        # Told with the plan where they were then; a directory that has moved since is named again.
+        directory = config.importance or Path(plan.statistics)
+        load_basis(directory, checkpoint.shape["hidden"], 1)
+        plan = replace(plan, statistics=str(directory.absolute()))
     return plan
 
 
@@ -86,7 +97,7 @@ def _only_config(path: Path) -> bool:
 
 def _size_plan(config: PruneConfig, path: Path) -> PrunePlan:
     shape = open_shape(path, text_only=config.text_only)
-    plan = size_plan(shape, _target(config), drop_layers=config.drop_layers)
+    plan = size_plan(shape, _target(config), drop_layers=config.drop_layers, rotate=config.rotate)
     if is_wrapped(path) and not config.text_only:
         refuse_shared(shape, plan.sizes)
     _require_stock(planned_config(shape, plan))
@@ -108,10 +119,7 @@ def _target(config: PruneConfig) -> dict[str, int]:
 def _saved_plan(config: PruneConfig) -> PrunePlan:
     path = config.plan
     if config.search is not None:
-        manifest = read_manifest(config.search)
-        if manifest is None or manifest.get("stage") != "search":
-            raise InputError(f"{config.search} is not a finished `minitron search`; run it first.")
-        path = config.search / "plan.json"
+        path = searched_plan(config.search, config.params)
     assert path is not None
     try:
         return PrunePlan.from_json(json.loads(path.read_text("utf-8")))
@@ -122,11 +130,19 @@ def _saved_plan(config: PruneConfig) -> PrunePlan:
 def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
     target = _target(config)
     # Sizes first: a wrong one is told before any weight is read.
-    _check_shared(checkpoint, complete_target(checkpoint.shape, target))
+    _check_shared(checkpoint, complete_target(checkpoint.shape, target), rotate=config.rotate)
+    if config.rotate:
+        require_readers(checkpoint.shape)
+        if config.importance is None:
+            raise ConfigError("--rotate needs --importance: directions of the residual stream are found there.")
+    if config.width_score != "activation" and config.importance is None:
+        raise ConfigError("--width-score needs --importance: what units do is measured there.")
     if config.importance is not None:
         removed = checkpoint.shape["layers"] - target.get("layers", checkpoint.shape["layers"])
         source = fingerprint(checkpoint.path)
-        scores, ranked_by = load_scores(config.importance, checkpoint.shape, source, config.layer_score, {removed})
+        scores, ranked_by = load_scores(
+            config.importance, checkpoint.shape, source, config.layer_score, {removed}, config.width_score
+        )
     else:
         from minitron_cli.importance.weights import normed_tensors, weight_norm_scores
 
@@ -134,12 +150,20 @@ def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
         total = sum(entry.nbytes for entry, _, _ in normed_tensors(checkpoint))
         with Progress("weight norms", total, "bytes") as progress:
             scores, ranked_by = weight_norm_scores(checkpoint, on_bytes=progress.advance), "weight norms"
-    return make_plan(checkpoint.shape, scores, target, ranked_by=ranked_by, drop_layers=config.drop_layers)
+    return make_plan(
+        checkpoint.shape, scores, target, ranked_by=ranked_by, drop_layers=config.drop_layers, rescale=config.rescale,
+        rotate=config.importance if config.rotate else None,
+    )  # fmt: skip
 
 
-def _check_shared(checkpoint: Checkpoint, sizes: dict[str, int]) -> None:
+def _check_shared(checkpoint: Checkpoint, sizes: dict[str, int], *, rotate: bool) -> None:
     if isinstance(checkpoint, WrappedPart):
         refuse_shared(checkpoint.shape, sizes)
+        if rotate:
+            raise ShapeError(
+                "The other parts of a multimodal checkpoint write into the residual stream, which --rotate turns; add "
+                "--text-only, which writes the text model alone."
+            )
 
 
 def run_prune(config: PruneConfig) -> PruneResult:
@@ -152,25 +176,23 @@ def run_prune(config: PruneConfig) -> PruneResult:
     path = resolve(config.checkpoint)
     if config.out.absolute() == path.absolute():
         raise OutputError("--out is the checkpoint itself; choose another directory.")
-    inputs = {"checkpoint": fingerprint(path)}
-    for name in ("importance", "plan", "search"):
-        source = getattr(config, name)
-        if source is not None:
-            if not Path(source).exists():
-                raise InputError(f"--{name} {source} does not exist.")
-            inputs[name] = fingerprint(source)
-    output = StageOutput(config.out, "prune", config, inputs, force=config.force)
+    inputs = _inputs(config, path)
+    output = CheckpointOutput(config.out, "prune", config, inputs, force=config.force)
     if output.result is not None:
         say(f"{config.out} is up to date.")
         return PruneResult(**output.result)
     checkpoint = open_checkpoint(path, text_only=config.text_only)
     plan = _plan(config, checkpoint)
+    repairs = require_repairable(checkpoint, plan, config) if plan.repair is not None else None
     tensors = list(written_tensors(checkpoint, plan))
     total = sum(planned.nbytes for planned, _ in tensors)
-    require_disk(config.out, total + (64 << 20), "The pruned checkpoint")
+    states = repairs.states_bytes if repairs is not None else 0
+    require_disk(config.out, total + states + (64 << 20), "The pruned checkpoint")
     with output:
         files = create_pruned(checkpoint, plan, tensors, output.partial, shard_bytes=config.shard_bytes)
         _fill(files, total, planned_config(checkpoint.shape, plan), plan, output.partial)
+        if repairs is not None:
+            repairs.run(output.partial)
         check_companions(path, output.partial)
         if fingerprint(path) != inputs["checkpoint"]:
             raise CheckpointError(f"{path} changed while it was read; let it come to rest and run again.")
@@ -180,6 +202,23 @@ def run_prune(config: PruneConfig) -> PruneResult:
         )  # fmt: skip
         output.commit(result.to_json())
     return result
+
+
+def _inputs(config: PruneConfig, path: Path) -> dict[str, str]:
+    """Fingerprints of all that is read.
+
+    Raises:
+        InputError: something is not there.
+    """
+    inputs = {"checkpoint": fingerprint(path)}
+    names = ["importance", "plan", "search", *(["data"] if config.repair != "off" else [])]
+    for name in names:
+        source = getattr(config, name)
+        if source is not None:
+            if not Path(source).exists():
+                raise InputError(f"--{name} {source} does not exist.")
+            inputs[name] = fingerprint(source)
+    return inputs
 
 
 def _fill(files: WeightFiles, total: int, config: Mapping[str, Any], plan: PrunePlan, directory: Path) -> None:
@@ -201,5 +240,6 @@ def _fill(files: WeightFiles, total: int, config: Mapping[str, Any], plan: Prune
                 verdict.result()
             progress.advance(count)
 
-        files.fill(on_bytes, finite=True)
+        # A rotated tensor is a product that keeps all processors busy, and may be held whole.
+        files.fill(on_bytes, finite=True, workers=1 if plan.rotate else WORKERS)
         verdict.result()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minitron_cli.report.format import NONE, count, fixed, number, percent, ratio, signed
+from minitron_cli.drawing.format import NONE, count, fixed, number, percent, ratio, signed
 from minitron_cli.report.gather import Model, RunFiles
 
 TASK_COLUMNS = 3

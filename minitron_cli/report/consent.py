@@ -7,10 +7,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from minitron_cli.report.charts import frame
-from minitron_cli.report.format import count, number, percent
+from minitron_cli.drawing.format import count, number, percent
+from minitron_cli.drawing.frame import frame
+from minitron_cli.drawing.svg import CHARACTER, WIDE, apart, both, chart, el, join, line, marker, polyline, text
 from minitron_cli.report.gather import RunFiles, records, table
-from minitron_cli.report.svg import CHARACTER, WIDE, apart, both, chart, el, join, line, marker, polyline, text
 
 STATUSES = {
     "disallowed": "disallowed",

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from minitron_cli.drawing.format import number
 from minitron_cli.errors import InputError
 from minitron_cli.importance.layout import SCORES
 from minitron_cli.manifest import MANIFEST
-from minitron_cli.report.format import number
 
 RUN = "run.json"
 TRAINED = {"student": "distilled", "cross-entropy": "cross-entropy", "scratch": "from scratch"}
@@ -143,7 +143,7 @@ def gather(path: Path) -> RunFiles:
         models=_models(run, manifests),
         curves=[curve for name in TRAINED if (curve := _curve(path, name, manifests)) is not None],
         plan=plan,
-        search=read_json(path / "search" / "candidates.json"),
+        search=read_json(path / "search" / "search.json"),
         scores=_scores(path / "importance" / SCORES),
         groups=_groups(path),
         consent=_consent(path, manifests),

@@ -10,9 +10,9 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from minitron_cli import __version__
+from minitron_cli.drawing.format import moment
 from minitron_cli.report import consent, provenance, scores, sections
 from minitron_cli.report.answer import answer
-from minitron_cli.report.format import moment
 from minitron_cli.report.gather import RunFiles
 
 TITLES = {

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from minitron_cli.report.format import decimals, fixed, signed
+from minitron_cli.drawing.format import decimals, fixed, signed
+from minitron_cli.drawing.svg import Scale, axis, chart, el, join, line, text
 from minitron_cli.report.gather import Array
-from minitron_cli.report.svg import Scale, axis, chart, el, join, line, text
 
 LEVELS = (0.85, 0.7, 0.5, 0.35, 0.2, 0.1, 0.03)
 """Lower bounds of the shades, as shares of the reference score; one more shade lies below the last."""

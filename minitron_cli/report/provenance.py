@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from minitron_cli.report.format import NONE, moment, number
+from minitron_cli.drawing.format import NONE, moment, number
 from minitron_cli.report.gather import RunFiles, records, table
 from minitron_cli.runtime.progress import duration
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from minitron_cli.drawing.format import count, number
+from minitron_cli.drawing.svg import both
 from minitron_cli.report import pictures
-from minitron_cli.report.format import count, number
 from minitron_cli.report.gather import Array, RunFiles, removed_layers, table
-from minitron_cli.report.svg import both
 
 BLOCK_IMPORTANCE = (
     "Block importance",

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from minitron_cli.drawing.format import NONE, count, fixed, number, percent
+from minitron_cli.drawing.svg import both
 from minitron_cli.report import charts
-from minitron_cli.report.format import NONE, count, fixed, number, percent
 from minitron_cli.report.gather import Curve, RunFiles, records, removed_layers, table
-from minitron_cli.report.svg import both
 from minitron_cli.shape import SHOWN
 
 AXES = {

@@ -43,3 +43,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in _DTYPES:
         raise ConfigError(f"--dtype {name}: use auto, {', '.join(_DTYPES)}.")
     return _DTYPES[name]
+
+
+def wide_device(device: torch.device) -> torch.device:
+    """Where fp64 sums of what a device computes are kept: there, unless it has no fp64."""
+    return torch.device("cpu") if device.type == "mps" else device

@@ -1,26 +1,26 @@
-"""Measure candidates: cut in memory from one checkpoint, then trained side by side under one teacher forward."""
+"""Candidates without writing them: cut in memory from one checkpoint, and their zero-shot losses."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.config.distill import DistillConfig
-from minitron_cli.config.search import SearchConfig
-from minitron_cli.distill.trainer import Batch, Teacher, Trainer
-from minitron_cli.evaluate.perplexity import evaluate_split
-from minitron_cli.models.load import load_model, model_from_tensors
+from minitron_cli.checkpoint.reader import Checkpoint, Entry
+from minitron_cli.evaluate.perplexity import evaluate_split, output_losses
+from minitron_cli.importance.activations import Activations
+from minitron_cli.models.load import model_from_tensors
+from minitron_cli.models.streaming import StreamedModel, weight_bytes
 from minitron_cli.prune.execute import cut_tensors
 from minitron_cli.prune.plan import PrunePlan, planned_config
-from minitron_cli.runtime.device import pick_device, pick_dtype
-from minitron_cli.runtime.progress import Progress
-from minitron_cli.runtime.state import load_state, save_state
-from minitron_cli.tokens import TokenDataset, batch_rows, read_rows
+from minitron_cli.runtime.memory import available_bytes, require_memory
+from minitron_cli.runtime.progress import byte_size, say
+from minitron_cli.shape import Shape
+from minitron_cli.tokens import Split
 
-STATE = "state.safetensors"
+CPU = torch.device("cpu")
 
 
 def cut_in_memory(checkpoint: Checkpoint, plan: PrunePlan, device: torch.device, dtype: torch.dtype) -> Any:
@@ -29,80 +29,125 @@ def cut_in_memory(checkpoint: Checkpoint, plan: PrunePlan, device: torch.device,
     return model_from_tensors(planned_config(checkpoint.shape, plan), tensors, device=device, dtype=dtype)
 
 
-class Funnel:
-    """Zero-shot losses of all candidates, then a short distillation of the best few; saved as it goes."""
+class CutCheckpoint(Checkpoint):
+    """A checkpoint as a plan would leave it: names, types and shapes of the result; a tensor is cut when it is read."""
+
+    def __init__(self, checkpoint: Checkpoint, plan: PrunePlan) -> None:
+        self.path = checkpoint.path
+        self.config = planned_config(checkpoint.shape, plan)
+        self.shape = Shape.of(self.config)
+        made = {planned.name: (planned, read) for planned, read in cut_tensors(checkpoint, plan)}
+        self._cuts = {name: read for name, (_, read) in made.items()}
+        self.entries = {
+            name: Entry(name, checkpoint.path, planned.dtype, planned.shape, (0, planned.nbytes))
+            for name, (planned, _) in made.items()
+        }
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, cut, in its own dtype, on the CPU."""
+        return self._cuts[name]()
+
+
+class ZeroShot:
+    """Validation losses of candidates as they are cut, whole in memory where they fit, else one layer at a time.
+
+    Both give the same numbers to the bit, so that what fits decides nothing.
+    """
 
     def __init__(
         self,
-        config: SearchConfig,
         checkpoint: Checkpoint,
-        dataset: TokenDataset,
-        plans: dict[str, PrunePlan],
-        partial: Path,
+        split: Split,
+        *,
+        sequences: int,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        directory: Path,
     ) -> None:
-        self.config, self.checkpoint, self.plans, self.path = config, checkpoint, plans, partial / STATE
-        self.train, self.validation = dataset.split("train"), dataset.split("validation")
-        self.device = pick_device(config.device)
-        self.dtype = pick_dtype(config.dtype, self.device)
-        self.zero_shot: dict[str, float] = {}
-        self.retrained: dict[str, float] = {}
+        """`sequences` of the split are read, `batch_size` at a time; `directory` may hold states between layers."""
+        self.checkpoint, self.split, self.device, self.dtype = checkpoint, split, device, dtype
+        self.sequences, self.batch_size = min(sequences, len(split)), batch_size
+        self.directory = directory
 
-    def run(self) -> None:
-        """All measurements, continuing from the saved state."""
-        tensors, values = load_state(self.path) or ({}, {"zero_shot": {}, "step": 0})
-        self.zero_shot = values["zero_shot"]
-        self._measure_zero_shot()
-        if self.config.finalists:
-            self._retrain(tensors, values["step"])
+    def loss(self, plan: PrunePlan) -> float:
+        """Nats per token.
 
-    def _loss(self, model: Any) -> float:
-        count, size = self.config.eval_sequences, self.config.batch_size
-        found = evaluate_split(model, self.validation, batch_size=size, max_sequences=count)
-        return float(found.loss)
+        Raises:
+            RunError: it is not finite.
+        """
+        cut = CutCheckpoint(self.checkpoint, plan)
+        if self.resident_fits(cut):
+            return self.resident_loss(plan)
+        say(f"{cut.shape.label()}: one layer at a time in memory.")
+        return self.streamed_loss(cut)
 
-    def _measure_zero_shot(self) -> None:
-        with Progress("zero-shot", len(self.plans), "candidates", start=len(self.zero_shot)) as progress:
-            for name, plan in self.plans.items():
-                if name not in self.zero_shot:
-                    model = cut_in_memory(self.checkpoint, plan, self.device, self.dtype)
-                    self.zero_shot[name] = self._loss(model)
-                    self._save({}, 0)
-                    progress.advance(note=f"{name} loss {self.zero_shot[name]:.3f}")
+    def resident_fits(self, cut: CutCheckpoint) -> bool:
+        """Whether a whole candidate and a batch's activations fit."""
+        weights = sum(weight_bytes(cut, self.dtype.itemsize).values())
+        # A tensor is read in the type on disk before it is converted.
+        return weights + max(entry.nbytes for entry in cut.entries.values()) + self._batch(cut) <= available_bytes(
+            self.device
+        )
 
-    def _retrain(self, tensors: dict[str, torch.Tensor], first: int) -> None:
-        """Train the finalists step by step together: each batch passes the teacher once for all of them."""
-        config = self.config
-        finalists = sorted(self.zero_shot, key=lambda name: (self.zero_shot[name], name))[: config.finalists]
-        settings = self._training()
-        trainers = {}
-        for name in finalists:
-            model = cut_in_memory(self.checkpoint, self.plans[name], self.device, torch.float32)
-            trainers[name] = Trainer(model, settings, config.steps, self.dtype)
-            if first:
-                prefix = f"{name}/"
-                trainers[name].restore({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
-        teacher = Teacher(load_model(self.checkpoint.path, device=self.device, dtype=self.dtype))
-        with Progress("short distillation", config.steps, "steps", start=first, rate_unit="tokens") as progress:
-            for step in range(first, config.steps):
-                rows = batch_rows(config.seed, step, config.batch_size, len(self.train))
-                batch = Batch.read(read_rows(self.train, rows), self.device)
-                lessons = [teacher.lesson(batch)]
-                losses = [trainer.update([batch], lessons, step).loss for trainer in trainers.values()]
-                if (step + 1) % config.save_every == 0 and step + 1 < config.steps:
-                    self._save(trainers, step + 1)
-                progress.advance(rated=batch.ids.numel() * len(trainers), note=f"best loss {min(losses):.3f}")
-        self.retrained = {name: self._loss(trainer.model.eval()) for name, trainer in trainers.items()}
+    def require(self, plan: PrunePlan) -> None:
+        """Refuse a candidate of which not even one layer at a time fits.
 
-    def _training(self) -> DistillConfig:
-        config = self.config
-        assert config.data is not None and config.out is not None
-        return DistillConfig(
-            student=config.checkpoint, teacher=config.checkpoint, data=config.data, out=config.out, steps=config.steps,
-            batch_size=config.batch_size, lr=config.lr, warmup=config.warmup, min_lr=config.min_lr, seed=config.seed,
-        )  # fmt: skip
+        Raises:
+            ResourceError: it does not.
+        """
+        cut = CutCheckpoint(self.checkpoint, plan)
+        if not self.resident_fits(cut):
+            sizes = weight_bytes(cut, self.dtype.itemsize)
+            layer = 2 * max(size for number, size in sizes.items() if number is not None)
+            parts = {"embeddings and head": sizes[None], "one layer": layer, "activations": self._batch(cut)}
+            require_memory(parts, self.device, "use a smaller --batch-size, or a device with more memory")
 
-    def _save(self, trainers: dict[str, Trainer], step: int) -> None:
-        tensors = {
-            f"{name}/{key}": tensor for name, trainer in trainers.items() for key, tensor in trainer.tensors().items()
-        }
-        save_state(self.path, tensors, {"zero_shot": self.zero_shot, "step": step})
+    def _batch(self, cut: CutCheckpoint) -> int:
+        """Bytes of the widest activations of one batch."""
+        widest = max(6 * cut.shape["hidden"], 4 * cut.shape.sizes.get("ffn", 0))
+        return self.batch_size * int(self.split.tokens.shape[1]) * widest * 4
+
+    def resident_loss(self, plan: PrunePlan) -> float:
+        """With the whole candidate in memory."""
+        model = cut_in_memory(self.checkpoint, plan, self.device, self.dtype)
+        with torch.inference_mode():
+            found = evaluate_split(model, self.split, batch_size=self.batch_size, max_sequences=self.sequences)
+        return found.loss
+
+    def streamed_loss(self, cut: CutCheckpoint) -> float:
+        """With one layer in memory: all sequences pass it, then the next is read."""
+        model = StreamedModel(cut, device=self.device, dtype=self.dtype)
+        batches = [
+            slice(start, min(start + self.batch_size, self.sequences))
+            for start in range(0, self.sequences, self.batch_size)
+        ]
+        states = self._states(cut)
+        with torch.inference_mode():
+            for rows in batches:
+                ids = self.split.rows(range(rows.start, rows.stop))
+                states.write(rows, model.enter(torch.from_numpy(ids).to(self.device)))
+            states.layer_done()
+            for number in range(len(model.layers)):
+                with model.loaded(number):
+                    for rows in batches:
+                        states.write(rows, model.layer(number, states.read(rows, self.device)))
+                states.layer_done()
+
+            def losses_of(rows: range, ids: torch.Tensor) -> torch.Tensor:
+                hidden = states.read(slice(rows.start, rows.stop), self.device)
+                return output_losses(model.model, model.leave(hidden), ids)
+
+            found = evaluate_split(
+                model.model, self.split, batch_size=self.batch_size, max_sequences=self.sequences, losses_of=losses_of
+            )
+        return found.loss
+
+    def _states(self, cut: CutCheckpoint) -> Activations:
+        """Room for the states of all sequences: on the device or in main memory if half of what is free suffices."""
+        size = (self.sequences, int(self.split.tokens.shape[1]), cut.shape["hidden"])
+        needed = math.prod(size) * self.dtype.itemsize
+        place = next((place for place in (self.device, CPU) if needed <= available_bytes(place) // 2), None)
+        if place is None:
+            say(f"States between layers are held on disk: {byte_size(2 * needed)}.")
+        return Activations(size, self.dtype, self.directory / "state.activations", place=place)

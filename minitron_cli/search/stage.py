@@ -1,34 +1,90 @@
-"""The search stage: enumerate, measure zero-shot, distil the best few briefly, choose."""
+"""The search stage: enumerate, measure zero-shot, distil with halving, choose."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.search import SearchConfig
+from minitron_cli.distill.memory import save_micro_batch, saved_micro_batch
 from minitron_cli.importance.layout import Scores
 from minitron_cli.importance.store import load_scores
 from minitron_cli.manifest import StageOutput, fingerprint, require_disk, write_json
 from minitron_cli.models.match import require_same_tokenizer
-from minitron_cli.prune.plan import make_plan
-from minitron_cli.runtime.device import pick_device
-from minitron_cli.runtime.progress import say
+from minitron_cli.prune.plan import PrunePlan, make_plan
+from minitron_cli.runtime.device import pick_device, pick_dtype
+from minitron_cli.runtime.progress import Progress, say
+from minitron_cli.search.course import Course
 from minitron_cli.search.enumerate import Candidate, spread
-from minitron_cli.search.latency import Stopwatch
-from minitron_cli.search.listing import SearchResult, feasible, row, run_list
-from minitron_cli.search.measure import Funnel
-from minitron_cli.tokens import TokenDataset
+from minitron_cli.search.funnel import Funnel, Rung
+from minitron_cli.search.joint import JointTraining
+from minitron_cli.search.journal import Journal
+from minitron_cli.search.listing import SearchResult, fast, feasible, run_list
+from minitron_cli.search.measure import ZeroShot
+from minitron_cli.search.result import Findings, write_findings
+from minitron_cli.search.scores import TaskErrors, check_tasks
+from minitron_cli.tokens import PreparedSource, TokenDataset
 
 TIMINGS = "timings.json"
 """Measured seconds per token: the one part of a search that another run would not repeat."""
 
+ZERO_SHOT_BATCH = 8
+"""Sequences per forward pass, whatever memory allows, so that sums are always taken in the same order."""
+
+Chosen = dict[str | None, list[Candidate]]
+"""Candidates by size."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked search; nothing is loaded and nothing written. `course` is None where nothing is distilled."""
+
+    config: SearchConfig
+    checkpoint: Checkpoint
+    source: str
+    found: Chosen
+    dataset: TokenDataset
+    device: torch.device
+    inputs: dict[str, str]
+    course: Course | None
+
+    def spread(self, found: Mapping[str | None, list[Candidate]]) -> Chosen:
+        """The candidates that are measured."""
+        return {size: spread(candidates, self.config.candidates) for size, candidates in found.items()}
+
+    def scores(self, measured: Chosen) -> tuple[Scores, str]:
+        """Scores that can rank the layers of these candidates, and what ranked them.
+
+        Raises:
+            InputError: they are another checkpoint's, or say nothing about such cuts.
+        """
+        assert self.config.importance is not None
+        layers = self.checkpoint.shape["layers"]
+        removed = {layers - each.shape["layers"] for candidates in measured.values() for each in candidates}
+        shape, score = self.checkpoint.shape, self.config.layer_score
+        return load_scores(self.config.importance, shape, self.source, score, removed)
+
+    def plans(self, measured: Chosen) -> dict[str, PrunePlan]:
+        """What stays of the checkpoint in each candidate, by name."""
+        scores, ranked_by = self.scores(measured)
+        shape = self.checkpoint.shape
+        return {
+            each.name: make_plan(shape, scores, each.target, ranked_by=ranked_by)
+            for candidates in measured.values()
+            for each in candidates
+        }
+
 
 def run_search(config: SearchConfig) -> SearchResult:
-    """Choose a shape within budgets (Minitron, section 6).
+    """Choose a shape within budgets (Minitron, section 6), or one of each size of a family.
 
     Raises:
         UserError: the input is wrong; nothing was written.
@@ -37,74 +93,132 @@ def run_search(config: SearchConfig) -> SearchResult:
     began = time.monotonic()
     if config.list:
         return run_list(config)
-    assert config.importance is not None and config.data is not None and config.out is not None
-    checkpoint = Checkpoint(resolve(config.checkpoint))
-    _ = checkpoint.declared
-    found = feasible(config, checkpoint.shape)
-    source = fingerprint(checkpoint.path)
-    scores, ranked_by = _scores(config, checkpoint, source, spread(found, config.candidates))
-    dataset = TokenDataset(config.data)
-    dataset.split("train"), dataset.split("validation")
-    require_same_tokenizer(dataset, {"the checkpoint": config.checkpoint})
-    pick_device(config.device)
-    inputs = {"checkpoint": source, "importance": fingerprint(config.importance), "data": fingerprint(config.data)}
-    output = StageOutput(config.out, "search", config, inputs, force=config.force, resumable=True)
+    assert config.out is not None
+    job = _job(config)
+    output = StageOutput(config.out, "search", config, job.inputs, force=config.force, resumable=True)
     if output.result is not None:
         say(f"{config.out} is up to date.")
         return SearchResult(**output.result)
-    seconds: dict[str, float] = {}
+    found, seconds = job.found, dict[str, float]()
     if config.timed:
-        found, seconds = _fast(config, found, output.partial / TIMINGS if output.resuming else None)
-    measured = spread(found, config.candidates)
-    if config.timed:
-        scores, ranked_by = _scores(config, checkpoint, source, measured)
-    require_disk(config.out, checkpoint.shape.params * 12 * 2 * max(config.finalists, 1), "The search state")
-    say(f"{len(found)} shapes meet the budgets; measuring {len(measured)}.")
+        found, seconds = fast(config, found, _known(output))
+    measured = job.spread(found)
+    plans = job.plans(measured)
+    zero_shot = _zero_shot(job, output, measured, plans)
+    course = _course(job, output, measured)
+    tasks = TaskErrors(config)
     with output:
         if config.timed:
             write_json(output.partial / TIMINGS, seconds)
-        plans = {
-            candidate.name: make_plan(checkpoint.shape, scores, candidate.target, ranked_by=ranked_by)
-            for candidate in measured
-        }
-        funnel = Funnel(config, checkpoint, dataset, plans, output.partial)
-        funnel.run()
-        rows = rank([_row(candidate, config, funnel.zero_shot, funnel.retrained) for candidate in measured])
-        best = rows[0]
-        write_json(output.partial / "plan.json", plans[best["name"]].to_json())
-        result = SearchResult(str(config.out), len(found), rows, best, round(time.monotonic() - began, 3))
-        write_json(output.partial / "candidates.json", result.to_json())
+        if course is not None:
+            save_micro_batch(output.partial, course.micro_batch)
+        journal = Journal(output.partial)
+        funnel = Funnel(config.mix, journal)
+        funnel.measure(plans, zero_shot)
+        for candidates in measured.values():
+            funnel.require_finite([each.name for each in candidates])
+        rungs = _compete(job, course, funnel, measured, plans, tasks, output.partial) if course else []
+        findings = Findings(config, job.checkpoint.shape, found, measured, plans, course, funnel, rungs, seconds)
+        result = findings.result(time.monotonic() - began)
+        write_findings(findings, result, output.partial)
         output.commit(result.to_json())
     return result
 
 
-def _scores(
-    config: SearchConfig, checkpoint: Checkpoint, source: str, candidates: list[Candidate]
-) -> tuple[Scores, str]:
-    """Scores that can rank the layers of these candidates, and what ranked them."""
-    assert config.importance is not None
-    removed = {checkpoint.shape["layers"] - candidate.shape["layers"] for candidate in candidates}
-    return load_scores(config.importance, checkpoint.shape, source, config.layer_score, removed)
+def _job(config: SearchConfig) -> Job:
+    """Check everything that can be checked before a model is loaded."""
+    assert config.importance is not None and config.data is not None
+    checkpoint = Checkpoint(resolve(config.checkpoint))
+    _ = checkpoint.declared
+    found = feasible(config, checkpoint.shape)
+    source = fingerprint(checkpoint.path)
+    dataset = TokenDataset(config.data)
+    dataset.split("train"), dataset.split("validation")
+    require_same_tokenizer(dataset, {"the checkpoint": config.checkpoint})
+    check_tasks(config)
+    device = pick_device(config.device)
+    inputs = {"checkpoint": source, "importance": fingerprint(config.importance), "data": fingerprint(config.data)}
+    if config.task_dir is not None:
+        inputs["tasks"] = fingerprint(config.task_dir)
+    course = None
+    if config.finalists:
+        entrants = [min(config.finalists, config.candidates, len(each)) for each in found.values()]
+        course = Course.of(config, checkpoint, dataset, inputs["data"], device, entrants)
+        if course.taught is not None:
+            inputs["teacher"] = course.taught.identity
+    job = Job(config, checkpoint, source, found, dataset, device, inputs, course)
+    job.scores(job.spread(found))
+    return job
 
 
-def _fast(config: SearchConfig, found: list[Candidate], saved: Path | None) -> tuple[list[Candidate], dict[str, float]]:
-    """Candidates that are fast enough, and all timings; those of an interrupted run hold, so that it goes on alike."""
-    known = json.loads(saved.read_text("utf-8")) if saved is not None and saved.exists() else {}
-    watch = Stopwatch(config, known)
-    return watch.keep_fast(found), watch.seconds
+def _known(output: StageOutput) -> dict[str, float]:
+    """Timings of an interrupted run hold, so that it goes on alike."""
+    saved = output.partial / TIMINGS
+    return dict(json.loads(saved.read_text("utf-8"))) if output.resuming and saved.exists() else {}
 
 
-def _row(
-    candidate: Candidate, config: SearchConfig, zero_shot: dict[str, float], retrained: dict[str, float]
-) -> dict[str, Any]:
-    name = candidate.name
-    return row(candidate, config) | {"loss_zero_shot": zero_shot.get(name), "loss_retrained": retrained.get(name)}
+def _zero_shot(job: Job, output: StageOutput, measured: Chosen, plans: Mapping[str, PrunePlan]) -> ZeroShot:
+    """How losses before training are measured.
+
+    Raises:
+        ResourceError: not even one layer of the largest candidate fits.
+    """
+    config = job.config
+    zero_shot = ZeroShot(
+        job.checkpoint, job.dataset.split("validation"), sequences=config.eval_sequences,
+        batch_size=config.micro_batch or min(config.batch_size, ZERO_SHOT_BATCH), device=job.device,
+        dtype=pick_dtype(config.dtype, job.device), directory=output.partial,
+    )  # fmt: skip
+    largest = max((each for candidates in measured.values() for each in candidates), key=lambda c: c.shape.params)
+    zero_shot.require(plans[largest.name])
+    return zero_shot
 
 
-def rank(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Best first: retrained candidates by that loss, then the others by their zero-shot loss."""
-    order = sorted(
-        rows,
-        key=lambda row: (row["loss_retrained"] is None, row["loss_retrained"] or row["loss_zero_shot"], row["name"]),
-    )
-    return [{**row, "rank": number} for number, row in enumerate(order, 1)]
+def _course(job: Job, output: StageOutput, measured: Chosen) -> Course | None:
+    """The training as it fits this machine; says what the search will do.
+
+    Raises:
+        ResourceError: too little memory or disk.
+    """
+    counts = {size: len(candidates) for size, candidates in measured.items()}
+    feasible_count = sum(map(len, job.found.values()))
+    if job.course is None:
+        say(f"{feasible_count} shapes meet the budgets; {sum(counts.values())} are measured zero-shot.")
+        return None
+    config = job.config
+    course = job.course.entered([min(config.finalists, count) for count in counts.values()])
+    for size, count in counts.items():
+        if count < config.finalists:
+            of = f" of {size}" if size else ""
+            say(f"--finalists {config.finalists}: there are only {count} candidates{of}; all of them are distilled.")
+    shapes = [each.shape for candidates in measured.values() for each in candidates]
+    before = saved_micro_batch(output.partial) if output.resuming else None
+    course = course.within_memory(shapes, before)
+    if course.taught is not None:
+        course.taught.require_room(job.device)
+    largest = max(shape.params for shape in shapes)
+    require_disk(output.out, 12 * largest * (sum(course.schedule.entrants) + 1), "The search state")
+    say(f"{feasible_count} shapes meet the budgets.\n{course.describe(shapes)}")
+    return course
+
+
+def _compete(
+    job: Job, course: Course, funnel: Funnel, measured: Chosen, plans: dict[str, PrunePlan], tasks: TaskErrors,
+    partial: Path,
+) -> list[Rung]:  # fmt: skip
+    """Distil the best candidates of each size in rungs."""
+    config, schedule = job.config, course.schedule
+    entrants = {
+        size: funnel.entrants([each.name for each in candidates], count)
+        for (size, candidates), count in zip(measured.items(), schedule.entrants, strict=True)
+    }
+    steps = sum(count * length for count, length in zip(schedule.alive, schedule.lengths, strict=True))
+    source = PreparedSource(job.dataset, config.seed, config.batch_size)
+    validation = job.dataset.split("validation")
+    done = sum(curve.step for curve in funnel.journal.curves.values())
+    with Progress("distill candidates", steps, "steps", start=done, rate_unit="tokens") as progress:
+        training = JointTraining(
+            config, course, job.checkpoint, plans, source, validation, funnel.journal, partial, tasks, progress
+        )
+        with closing(training):
+            return funnel.compete(entrants, training, schedule.ends)

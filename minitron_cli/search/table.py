@@ -11,7 +11,7 @@ ALWAYS = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")
 
 
 def format_search(result: dict[str, Any]) -> str:
-    """One line per candidate: rank and losses where they were measured, sizes, costs."""
+    """One line per candidate: rank and losses where they were measured, sizes, costs; then how orders agreed."""
     rows: list[Row] = result["candidates"]
     columns = [column for column in _columns(rows) if any(text != "-" for text in column[1])]
     widths = [max(len(text) for text in (title, *texts)) for title, texts in columns]
@@ -19,18 +19,48 @@ def format_search(result: dict[str, Any]) -> str:
     lines = [f"{count:,} {'shape meets' if count == 1 else 'shapes meet'} the budgets; {len(rows):,} listed."]
     for cells in ([title for title, _ in columns], *zip(*(texts for _, texts in columns), strict=True)):
         lines.append("  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
-    if result["chosen"]:
-        lines.append(
-            f"chosen: {result['chosen']['name']}; cut it with `minitron prune CKPT --search {result['out']} --out DIR`"
-        )
+    lines += [_rung(rung) for rung in result["rungs"]]
+    for size in result["sizes"]:
+        lines += _choice(size, result["out"])
+    if result["command"]:
+        lines.append(f"This search again:\n  {result['command']}")
     return "\n".join(lines)
+
+
+def _rung(rung: Row) -> str:
+    """How far the order after a rung agrees with the one before training and the one after the rung before."""
+    of = f"{rung['size']}, " if rung["size"] else ""
+    count = len(rung["candidates"])
+    compared = [
+        f"{rung[key]:+.2f} {words}"
+        for key, words in (("tau_zero_shot", "with the zero-shot order"), ("tau_before", "with the rung before"))
+        if rung[key] is not None
+    ]
+    tau = f": Kendall's tau {', '.join(compared)}" if compared else ""
+    return f"{of}step {rung['step']}, {count} {'candidate' if count == 1 else 'candidates'}{tau}"
+
+
+def _choice(size: Row, out: str | None) -> list[str]:
+    of = f" for {size['size']}" if size["size"] else ""
+    cut = f"`minitron prune CKPT --search {out}{_which(size)} --out DIR`"
+    lines = [f"chosen{of}: {size['chosen']}; cut it with {cut}, or whatever becomes of this directory:"]
+    if _which(size):
+        source = "the original" if size["from"] == "original" else f"the distilled {size['from']}"
+        lines = [f"chosen{of}: {size['chosen']}, to be cut from {source}:"]
+    return lines + [f"  {command}" for command in size["commands"]]
+
+
+def _which(size: Row) -> str:
+    """How `prune --search` is told which one of a family."""
+    return f" --params {size['size']}" if size["plan"] != "plan.json" else ""
 
 
 def _columns(rows: list[Row]) -> list[tuple[str, list[str]]]:
     """(title, cells); a cell of what was not measured is "-"."""
     whole: Callable[[Any], str] = lambda value: f"{value:,}"  # noqa: E731
     axes = [axis for axis in rows[0]["shape"] if axis in ALWAYS or len({row["shape"][axis] for row in rows}) > 1]
-    columns = [("rank", [_cell(row["rank"], str) for row in rows])]
+    columns = [("size", [_cell(row["size"], str) for row in rows])] if len({row["size"] for row in rows}) > 1 else []
+    columns += [("rank", [_cell(row["rank"], str) for row in rows])]
     columns += [(axis, [str(row["shape"][axis]) for row in rows]) for axis in axes]
     columns += [("params", [whole(row["params"]) for row in rows])]
     columns += [("non-embedding", [whole(row["params_non_embedding"]) for row in rows])]
@@ -43,8 +73,12 @@ def _columns(rows: list[Row]) -> list[tuple[str, list[str]]]:
         ("Gflop/token", [giga(row["flops_per_token"]) for row in rows]),
         ("ms/token", [_cell(row.get("seconds_per_token"), lambda value: f"{1e3 * value:.3g}") for row in rows]),
         ("zero-shot", [_cell(row["loss_zero_shot"], lambda value: f"{value:.3f}") for row in rows]),
+        ("steps", [_cell(row.get("steps") or None, str) for row in rows]),
         ("retrained", [_cell(row["loss_retrained"], lambda value: f"{value:.3f}") for row in rows]),
     ]
+    scored = [row for row in rows if row.get("score") is not None]
+    if any(row["score"] != row["loss_retrained"] for row in scored):
+        columns += [("score", [_cell(row.get("score"), lambda value: f"{value:.3f}") for row in rows])]
     return columns
 
 
