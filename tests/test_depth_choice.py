@@ -19,11 +19,10 @@ from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.config.search import SearchConfig
 from minitron_cli.errors import ConfigError, InputError
-from minitron_cli.evaluate.harness import build_tasks, find_local, run_tasks
+from minitron_cli.evaluate.harness import TaskSet, build_tasks, find_local, headline, run_tasks
 from minitron_cli.importance.removal import score_removals
 from minitron_cli.importance.stage import run_importance
 from minitron_cli.importance.store import _ranks
-from minitron_cli.importance.tasks import headline
 from minitron_cli.models.streaming import ResidentModel
 from minitron_cli.models.tokenizer import load_tokenizer
 from minitron_cli.prune.stage import plan_prune
@@ -104,7 +103,9 @@ def test_greedy_by_task_continues(
 
 
 def test_headline_is_the_first_metric() -> None:
-    assert headline({"samples": 3, "acc_norm_stderr": 0.1, "acc_norm": 0.5, "acc": 0.4}) == "acc_norm"
+    asked = TaskSet(roots=["first", "second"])
+    metrics = {"first": {"samples": 3, "acc_norm_stderr": 0.1, "acc_norm": 0.5, "acc": 0.4}, "second": {"acc": 0.25}}
+    assert headline(asked, metrics) == 0.375
 
 
 def test_an_unknown_task_is_refused_first(answering: tuple[Path, Path], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from minitron_cli.errors import ConfigError, InputError, MinitronError
 from minitron_cli.evaluate.local import FOLDERS, FORMS, LocalFiles, find_files, form_of, is_mmlu
 from minitron_cli.evaluate.mmlu import STANDARD_SHOTS
 from minitron_cli.evaluate.quiet import FEWSHOT_SEED, quiet_harness, seed_harness
+from minitron_cli.models.tokenizer import separator_id
 from minitron_cli.runtime.progress import Progress, say
 
 Metrics = dict[str, dict[str, float]]
@@ -36,6 +37,12 @@ class TaskSet:
     groups: dict[str, Any] = field(default_factory=dict)
     roots: list[str] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the first task's first metric."""
+        first = next(iter(self.leaves.values()))
+        return next((bool(higher) for higher in first.higher_is_better().values()), True)
 
 
 @cache
@@ -118,6 +125,27 @@ def find_local(names: Sequence[str], data_dir: Path) -> LocalFiles:
             )
         if missing:
             local.notes[name] = f"the average of {len(leaves) - len(missing)} of its {len(leaves)} tasks"
+    return local
+
+
+def require_tasks(names: Sequence[str], data_dir: Path | None, tokenizers: Mapping[str, Any]) -> LocalFiles | None:
+    """Find what is wrong with tasks without loading their data; the files they are read from, None for the Hub.
+
+    Args:
+        tokenizers: by how messages call their checkpoints.
+
+    Raises:
+        ConfigError: an unknown task, or one that has no local form.
+        InputError: files are missing, or a tokenizer cannot open a prompt.
+    """
+    local = None
+    if data_dir is not None:
+        local = find_local(names, data_dir)
+    else:
+        find_manager(names, local=False)
+    for name, tokenizer in tokenizers.items():
+        if separator_id(tokenizer) is None:
+            raise InputError(f"The tokenizer of {name} has neither bos nor eos; tasks need one to open a prompt.")
     return local
 
 
@@ -318,6 +346,13 @@ def plain_metrics(raw: Mapping[str, Any]) -> dict[str, float]:
         elif "," in key and isinstance(value, (int, float)):  # a standard error of one question is "N/A"
             plain[key.removesuffix(",none")] = float(value)
     return plain
+
+
+def headline(tasks: TaskSet, metrics: Metrics) -> float:
+    """The mean over the names asked for of their first metric, as the harness lists them (accuracy in most)."""
+    roots = [metrics[name] for name in tasks.roots]
+    firsts = [next(value for key, value in found.items() if key != "samples" and not is_error(key)) for found in roots]
+    return sum(firsts) / len(firsts)
 
 
 def is_error(metric: str) -> bool:

@@ -15,13 +15,13 @@ from minitron_cli.checkpoint.multimodal import refuse_wrapped
 from minitron_cli.config.base import plain
 from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.errors import InputError
-from minitron_cli.evaluate.harness import Metrics, TaskSet, build_tasks, find_local, find_manager, is_error, run_tasks
+from minitron_cli.evaluate.harness import Metrics, TaskSet, build_tasks, is_error, require_tasks, run_tasks
 from minitron_cli.evaluate.local import LocalFiles
 from minitron_cli.evaluate.perplexity import Perplexity, evaluate_split
 from minitron_cli.manifest import StageOutput, fingerprint, write_json
 from minitron_cli.models.load import load_model
 from minitron_cli.models.match import require_same_tokenizer
-from minitron_cli.models.tokenizer import load_tokenizer, separator_id
+from minitron_cli.models.tokenizer import load_tokenizer
 from minitron_cli.runtime.device import pick_device, pick_dtype
 from minitron_cli.runtime.progress import Progress, say
 from minitron_cli.tokens import Split, TokenDataset
@@ -137,12 +137,9 @@ def retention(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 
 def _check(config: EvalConfig) -> _Inputs:
     """Find all that is wrong with the request without loading a model."""
-    local = None
-    if config.data_dir is not None:
-        local = find_local(config.tasks, config.data_dir)
-    elif config.tasks:
-        find_manager(config.tasks, local=False)
     models = [_checked(name, config) for name in (config.checkpoint, *config.against)]
+    tokenizers = {model.name: model.tokenizer for model in models}
+    local = require_tasks(config.tasks, config.data_dir, tokenizers) if config.tasks else None
     split = None
     if config.data is not None:
         data = TokenDataset(config.data)
@@ -155,8 +152,6 @@ def _checked(name: str, config: EvalConfig) -> _Model:
     path = resolve(name)
     refuse_wrapped(path)
     tokenizer = load_tokenizer(str(path))
-    if config.tasks and separator_id(tokenizer) is None:
-        raise InputError(f"The tokenizer of {name} has neither bos nor eos; tasks need one to open a prompt.")
     if config.chat_template and not getattr(tokenizer, "chat_template", None):
         raise InputError(f"The tokenizer of {name} has no chat template; leave out --chat-template.")
     return _Model(name, path, tokenizer)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 import torch
 
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.config.importance import ImportanceConfig
-from minitron_cli.errors import InputError
-from minitron_cli.evaluate.harness import TaskSet, build_tasks, find_local, find_manager, run_tasks
+from minitron_cli.evaluate.harness import TaskSet, build_tasks, find_local, headline, require_tasks, run_tasks
 from minitron_cli.importance.layout import Array
 from minitron_cli.importance.paths import FULL, Removed
 from minitron_cli.models.layerwise import LayerwiseModel
 from minitron_cli.models.taps import place_taps, skipped_layer
-from minitron_cli.models.tokenizer import load_tokenizer, separator_id
+from minitron_cli.models.tokenizer import load_tokenizer
 from minitron_cli.runtime.group import Group
 
 
@@ -27,14 +26,8 @@ def check_task(config: ImportanceConfig) -> None:
         InputError: files are missing, or the tokenizer cannot open a prompt.
     """
     assert config.depth_task is not None
-    if config.depth_task_dir is not None:
-        find_local([config.depth_task], config.depth_task_dir)
-    else:
-        find_manager([config.depth_task], local=False)
-    if separator_id(load_tokenizer(str(resolve(config.checkpoint)))) is None:
-        raise InputError(
-            f"The tokenizer of {config.checkpoint} has neither bos nor eos; --depth-task needs one to open a prompt."
-        )
+    tokenizer = load_tokenizer(str(resolve(config.checkpoint)))
+    require_tasks([config.depth_task], config.depth_task_dir, {config.checkpoint: tokenizer})
 
 
 class TaskScorer:
@@ -64,7 +57,7 @@ class TaskScorer:
     def drops(self, paths: Sequence[Removed]) -> Array:
         """By how much each path is worse than the whole model, (paths,)."""
         whole, *found = self._scores([FULL, *paths]).tolist()
-        sign = 1.0 if self._higher_is_better() else -1.0
+        sign = 1.0 if self.tasks.higher_is_better else -1.0
         drops: Array = sign * (whole - torch.tensor(found, dtype=torch.float64).numpy())
         return drops
 
@@ -87,14 +80,4 @@ class TaskScorer:
                     stack.enter_context(skipped_layer(block))
             limit, size = self.config.depth_task_limit, self.config.batch_size
             metrics, _ = run_tasks(self.tasks, self.model, self.tokenizer, batch_size=size, limit=limit, title=title)
-        roots = [metrics[name] for name in self.tasks.roots]
-        return sum(metric[headline(metric)] for metric in roots) / len(roots)
-
-    def _higher_is_better(self) -> bool:
-        task = next(iter(self.tasks.leaves.values()))
-        return next((bool(better) for better in task.higher_is_better().values()), True)
-
-
-def headline(metrics: Mapping[str, float]) -> str:
-    """The name of the first metric."""
-    return next(name for name in metrics if name != "samples" and not name.partition(",")[0].endswith("_stderr"))
+        return headline(self.tasks, metrics)

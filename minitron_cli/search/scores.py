@@ -12,13 +12,11 @@ from minitron_cli.config.objective import parse_objective
 from minitron_cli.config.search import SearchConfig
 from minitron_cli.distill.terms import loss_values
 from minitron_cli.distill.trainer import Batch, Teacher
-from minitron_cli.errors import InputError
-from minitron_cli.evaluate.harness import TaskSet, build_tasks, find_local, find_manager, run_tasks
+from minitron_cli.evaluate.harness import TaskSet, build_tasks, find_local, headline, require_tasks, run_tasks
 from minitron_cli.evaluate.perplexity import CHUNK_ELEMENTS
-from minitron_cli.importance.tasks import headline
 from minitron_cli.models.chunks import parts
 from minitron_cli.models.head import Head, backbone_output
-from minitron_cli.models.tokenizer import load_tokenizer, separator_id
+from minitron_cli.models.tokenizer import load_tokenizer
 from minitron_cli.tokens import Split
 from minitron_cli.tokens.stream import read_rows
 
@@ -52,17 +50,9 @@ def check_tasks(config: SearchConfig) -> None:
         ConfigError: an unknown task, or one that has no local form.
         InputError: files are missing, or the tokenizer cannot open a prompt.
     """
-    names = config.mix.tasks
-    if not names:
-        return
-    if config.task_dir is not None:
-        find_local(names, config.task_dir)
-    else:
-        find_manager(names, local=False)
-    if separator_id(load_tokenizer(str(resolve(config.checkpoint)))) is None:
-        raise InputError(
-            f"The tokenizer of {config.checkpoint} has neither bos nor eos; tasks in --rank need one to open a prompt."
-        )
+    if config.mix.tasks:
+        tokenizer = load_tokenizer(str(resolve(config.checkpoint)))
+        require_tasks(config.mix.tasks, config.task_dir, {config.checkpoint: tokenizer})
 
 
 class TaskErrors:
@@ -91,8 +81,5 @@ class TaskErrors:
     def _error(self, tasks: TaskSet, model: Any, title: str, batch_size: int) -> float:
         limit = self.config.task_limit
         metrics, _ = run_tasks(tasks, model, self.tokenizer, batch_size=batch_size, limit=limit, title=title)
-        roots = [metrics[name] for name in tasks.roots]
-        value = sum(metric[headline(metric)] for metric in roots) / len(roots)
-        first = next(iter(tasks.leaves.values()))
-        better = next((bool(higher) for higher in first.higher_is_better().values()), True)
-        return 1 - value if better else value
+        value = headline(tasks, metrics)
+        return 1 - value if tasks.higher_is_better else value
