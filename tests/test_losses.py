@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from minitron_cli.config.objective import KINDS, Objective, Term, parse_objective
 from minitron_cli.distill.losses import DIVERGENCES, ON_LOGITS, TopK, top_k
-from minitron_cli.distill.terms import Targets, forward_kl_over, gradient_into, loss_values
+from minitron_cli.distill.over import forward_kl_over, gradient_over
+from minitron_cli.distill.terms import Targets, gradient_into, loss_values
 from minitron_cli.errors import ConfigError, ShapeError
 
 TOKENS, VOCAB = 7, 31
@@ -130,6 +131,42 @@ def test_forward_kl_written_over_both_logits(padding: tuple[int, int], temperatu
     found = forward_kl_over(student, teacher, temperature, scale=0.01)
     assert torch.allclose(found, values, rtol=1e-12)
     assert torch.allclose(student, expected, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("padding", [0, 4])
+@pytest.mark.parametrize("spec", ["topk:4", "2*topk:1", "topk:30", "ce", "0.5*ce"])
+def test_few_words_written_over_the_logits(spec: str, padding: int, temperature: float) -> None:
+    """The fast way through a cached teacher's loss and cross-entropy is the general one."""
+    student = logits(VOCAB + padding)
+    teacher = top_k((logits(seed=1) / temperature).log_softmax(-1), 30)
+    objective, expected = parse_objective(spec), torch.empty_like(student)
+    given = None if objective.terms[0].name == "ce" else teacher
+    values = gradient_into(expected, objective, student, given, NEXT, temperature, scale=0.01)
+    found = gradient_over(student, objective, given, NEXT, temperature, scale=0.01)
+    assert torch.allclose(found, values, rtol=1e-12)
+    assert torch.allclose(student, expected, rtol=1e-9, atol=1e-14)
+
+
+def test_few_words_written_over_the_logits_keep_their_digits() -> None:
+    """In fp32: a student sure of a word, one sure of another, a teacher without a tail; nothing at equality."""
+
+    def certain(dtype: torch.dtype) -> TopK:
+        ids, log_probs = torch.tensor([[3, 5]] * TOKENS), torch.tensor([[0.0, -50.0]] * TOKENS, dtype=dtype)
+        return TopK(ids, log_probs, torch.full((TOKENS,), -math.inf, dtype=dtype), VOCAB)
+
+    objective = parse_objective("topk:2")
+    for sure_of in (3, 4):
+        a = torch.zeros(TOKENS, VOCAB)
+        a[:, sure_of] = 500.0
+        exact = a.double()
+        expected = gradient_into(exact, objective, exact, certain(torch.float64), None)
+        found = gradient_over(a, objective, certain(torch.float32), None)
+        assert torch.allclose(found.double(), expected, atol=1e-4) and a.isfinite().all()
+        assert torch.allclose(a.double(), exact, atol=1e-6)
+    a = logits(dtype=torch.float32)
+    same = top_k(a.log_softmax(-1), 4)
+    assert gradient_over(a, parse_objective("topk:4"), same, None).abs().max() < 1e-6 and a.abs().max() < 1e-6
 
 
 def test_forward_kl_written_over_both_logits_keeps_its_digits() -> None:

@@ -17,7 +17,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from minitron_cli.config.objective import Objective
 from minitron_cli.distill.losses import TopK
-from minitron_cli.distill.terms import Targets, forward_kl_over, gradient_into
+from minitron_cli.distill.over import gradient_over
+from minitron_cli.distill.terms import Targets
 from minitron_cli.distill.word_blocks import TERMS, Blocks, loss_in_word_blocks
 from minitron_cli.models.chunks import block_tokens, chunk_tokens, parts
 from minitron_cli.models.head import Head
@@ -165,11 +166,6 @@ class _Case:
         for rows in parts(len(logits), block_tokens(logits.shape[-1], logits.device)):
             said = answer[rows] if answer is not None else None
             words = targets[rows] if targets is not None else None
-            student = logits[rows]
-            if isinstance(said, Tensor) and [term.name for term in self.objective.terms] == ["kl"]:
-                scale = self.scale * self.objective.terms[0].weight
-                values = forward_kl_over(student, said, self.temperature, scale)[None]
-            else:
-                values = gradient_into(student, self.objective, student, said, words, self.temperature, self.scale)
+            values = gradient_over(logits[rows], self.objective, said, words, self.temperature, self.scale)
             sums += values.double().sum(-1)
         return sums

@@ -60,29 +60,6 @@ def gradient_into(
     return torch.stack(values)
 
 
-@torch.no_grad()
-def forward_kl_over(student: Tensor, teacher: Tensor, temperature: float = 1.0, scale: float = 1.0) -> Tensor:
-    """What `gradient_into` does for forward KL alone, the default, written over both logits (tokens, vocabularies).
-
-    KL = sum(p * (t - s)) - log-sum-exp t + log-sum-exp s, from one exponential of each logit and one temporary, where
-    the general way takes two and seven. `teacher` holds nothing of use afterwards. Returns values, (tokens,).
-    """
-    common = min(student.shape[-1], teacher.shape[-1])
-    student[:, common:] = 0
-    q, p = student[:, :common], teacher[:, :common]
-    for logits in (q, p):
-        if temperature != 1:
-            logits /= temperature
-        logits -= logits.amax(-1, keepdim=True)
-    difference = p - q
-    q_sum = q.exp_().sum(-1, keepdim=True)
-    p_sum = p.exp_().sum(-1, keepdim=True)
-    values = difference.mul_(p).sum(-1, keepdim=True) / p_sum - p_sum.log() + q_sum.log()
-    factor = scale * temperature  # 1 / T of the softmax, T^2 of the softened term
-    q.mul_(factor / q_sum).addcmul_(p, factor / p_sum, value=-1)
-    return values[:, 0]
-
-
 class _Part:
     """Some words of the student's logits, and the gradient with respect to them collected so far."""
 
