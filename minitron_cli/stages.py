@@ -237,7 +237,7 @@ class Chain:
 
         found = next((name for name in ("search", "importance") if self.has(name, number)), None)
         sources = {found: self.out / self.place(found, number)} if found else {}
-        wires = {"checkpoint": self.uncut(number), **sources}
+        wires = {"checkpoint": self.uncut(number), "data": self.out / "data", **sources}
         run_prune(self._stage("prune", self.place("pruned", number), number, **wires))
 
     def _distill(self, number: int, name: str, changes: dict[str, Any]) -> None:

@@ -264,7 +264,7 @@ def _refuse(parts: dict[str, int], device: torch.device, advice: str) -> None:
 def test_families_without_plain_ends_are_refused() -> None:
     shape = Shape.of(TINY["llama"])
     elsewhere = {**shape.family.taps, "ffn": (Tap("model.layers.{layer}.mlp", "input", "hidden"),)}
-    with pytest.raises(FamilyError, match="leave out --repair"):
+    with pytest.raises(FamilyError, match="use --repair off"):
         projections(replace(shape, family=replace(shape.family, taps=elsewhere)))
     for name, config in TINY.items():
         found = projections(Shape.of(config))
@@ -320,7 +320,7 @@ def test_damping_follows_held_out_rows() -> None:
     assert not empty.solve(1e-3).any()
 
 
-def test_the_text_part_of_a_multimodal_model(tmp_path: Path) -> None:
+def test_the_text_part_of_a_multimodal_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Extracted and repaired at once, or one after the other; in place it cannot run."""
     source, extracted = make_wrapped(tmp_path / "model", "llava"), tmp_path / "text"
     make_tokenizer(source)
@@ -331,8 +331,10 @@ def test_the_text_part_of_a_multimodal_model(tmp_path: Path) -> None:
     run_prune(PruneConfig(checkpoint=str(source), out=tmp_path / "at-once", text_only=True, **options))
     first, second = (load_file(tmp_path / out / "model.safetensors") for out in ("later", "at-once"))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    with pytest.raises(InputError, match="--text-only, or --repair off"):
-        run_prune(PruneConfig(checkpoint=str(source), out=tmp_path / "in-place", **options))
+    with pytest.raises(FamilyError, match="--text-only, or --repair off"):
+        run_prune(PruneConfig(checkpoint=str(source), out=tmp_path / "insisted", repair="on", **options))
+    run_prune(PruneConfig(checkpoint=str(source), out=tmp_path / "in-place", **options))
+    assert "Without a repair: a repair runs the text model" in capsys.readouterr().err
 
 
 def test_few_sequences_are_used_once(tmp_path: Path) -> None:

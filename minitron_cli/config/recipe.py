@@ -127,7 +127,7 @@ def _placeholders(name: str) -> dict[str, Any]:
     fields = {field.name for field in dataclasses.fields(SECTIONS[name])} & WIRED
     values: dict[str, Any] = {field: Path("wired") for field in fields - {"force", "list", "plan", "search"}}
     values |= dict.fromkeys(fields & {"checkpoint", "tokenizer", "student", "teacher"}, "wired")
-    if name in ("importance", "search", "distill", "eval", "correct"):
+    if name in ("importance", "search", "prune", "distill", "eval", "correct"):
         values["data"] = Path("wired")
     return values
 

@@ -71,8 +71,8 @@ def projections(shape: Shape) -> dict[int, list[Projection]]:
                 or sorted(tensor.dims) != sorted(("hidden", tap.dims))
             ):
                 raise FamilyError(
-                    f"{shape.family.name} cannot be repaired: its {kind} does not end in a plain linear; leave out "
-                    "--repair."
+                    f"{shape.family.name} cannot be repaired, as its {kind} does not end in a plain linear; use "
+                    "--repair off."
                 )
             found[layer].append(Projection(tap, layer, name, tensor.dims))
     return {layer: [*ends[:-1], *(replace(end, last=True) for end in ends[-1:])] for layer, ends in found.items()}

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from minitron_cli.checkpoint.multimodal import WrappedPart
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.prune import PruneConfig
-from minitron_cli.errors import ConfigError, InputError
+from minitron_cli.errors import ConfigError, FamilyError
 from minitron_cli.prune.plan import PrunePlan, planned_config
+from minitron_cli.runtime.progress import say
 from minitron_cli.shape import Shape
 from minitron_cli.tokens import TokenDataset
 
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 
-def with_repair(plan: PrunePlan, config: PruneConfig) -> PrunePlan:
+def with_repair(plan: PrunePlan, config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
     """The plan with what the options say of a repair; where they say nothing, a saved plan keeps its own.
 
-    Nothing is repaired where nothing is cut.
+    Nothing is repaired where nothing is cut; what cannot be repaired is an error only where a repair was insisted on.
 
     Raises:
         ConfigError: a repair is asked for without data.
@@ -33,8 +34,29 @@ def with_repair(plan: PrunePlan, config: PruneConfig) -> PrunePlan:
         if config.repair == "on" and plan.repair is None:
             raise ConfigError("--repair on needs --data: text to fit the projections on.")
         return plan
+    if config.repair == "auto" and plan.repair is None:
+        try:
+            require_ends(checkpoint)
+        except FamilyError as error:
+            say(f"Without a repair: {error}")
+            return plan
     told = plan.repair or {"samples": config.repair_samples, "batch_size": config.batch_size, "seed": config.seed}
     return replace(plan, repair={**told, "data": str(config.data.absolute())})
+
+
+def require_ends(checkpoint: Checkpoint) -> None:
+    """Insist that attention and MLP of every layer end in projections that can be fitted.
+
+    Raises:
+        FamilyError: they do not, or cannot be run.
+    """
+    from minitron_cli.prune.repair import projections
+
+    if isinstance(checkpoint, WrappedPart):
+        raise FamilyError(
+            "a repair runs the text model, which a multimodal checkpoint wraps; add --text-only, or --repair off."
+        )
+    projections(checkpoint.shape)
 
 
 @dataclass(frozen=True)
@@ -80,16 +102,12 @@ def require_repairable(checkpoint: Checkpoint, plan: PrunePlan, config: PruneCon
         ResourceError: one layer of both models and the moments do not fit.
     """
     from minitron_cli.models.match import require_same_tokenizer
-    from minitron_cli.prune.repair import memory_of, projections
+    from minitron_cli.prune.repair import memory_of
     from minitron_cli.runtime.device import pick_device, pick_dtype
 
     told = plan.repair
     assert told is not None
-    if isinstance(checkpoint, WrappedPart):
-        raise InputError(
-            "A repair runs the text model, which a multimodal checkpoint wraps; add --text-only, or --repair off."
-        )
-    projections(checkpoint.shape)
+    require_ends(checkpoint)
     dataset = TokenDataset(Path(told["data"]))
     require_same_tokenizer(dataset, {"the checkpoint": config.checkpoint})
     device = pick_device(config.device)

@@ -70,8 +70,8 @@ def _plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
     for notice, count in checkpoint.dropped().items():
         say(f"{count} tensors are left out: {notice}")
     if config.plan is None and config.search is None:
-        return with_repair(_ranked_plan(config, checkpoint), config)
-    plan = with_repair(_saved_plan(config), config)
+        return with_repair(_ranked_plan(config, checkpoint), config, checkpoint)
+    plan = with_repair(_saved_plan(config), config, checkpoint)
     check_plan(plan, checkpoint.shape)
     _check_shared(checkpoint, plan.sizes, rotate=plan.rotate)
     if plan.rotate:
