@@ -9,15 +9,15 @@ import pytest
 import torch
 from helpers import make_model
 from tiny import TINY
-from transformers import AutoModelForCausalLM
 
 from minitron_cli.align.sampling import Responses, Sampler, draw, left_padded, log_probs
+from minitron_cli.models.load import load_model
 
 PROMPTS = [[5, 9, 3, 22, 7, 31, 4, 8, 11, 40, 2], [12, 6], [33, 5, 17, 21, 9], [50]]
 
 
 def load(path: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+    return load_model(path, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def sampler(words: int = 67, *, stop: tuple[int, ...] = (), count: int = 12, batch: int = 256) -> Sampler:

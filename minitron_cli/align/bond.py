@@ -1,7 +1,7 @@
 """The mathematics of best-of-N distillation (BOND, arXiv 2407.14622): pure functions of probabilities and rewards.
 
-An output's quantile is the probability that a sample of the reference has at most its reward. Everything here depends on
-rewards through their order alone. Probabilities and rewards are (..., outcomes); samples are (..., samples).
+An output's quantile is the probability that a sample of the reference has at most its reward. Everything here depends
+on rewards through their order alone. Probabilities and rewards are (..., outcomes); samples are (..., samples).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def bond_reward(ref_probs: Tensor, rewards: Tensor, n: int) -> Tensor:
 
 
 def log_quantile(rewards: Tensor, ref_rewards: Tensor) -> Tensor:
-    """Log-quantiles estimated from k samples of the reference: log((c + 1) / (k + 1)), c of them with at most the reward.
+    """Log-quantiles from k samples of the reference: log((c + 1) / (k + 1)), c of them with at most the reward.
 
     Counting the output itself keeps the logarithm finite where all k are better.
 
@@ -98,7 +98,7 @@ def jbond_reward(rewards: Tensor, pair: Tensor) -> Tensor:
 
 
 def jbond_fixed_point(anchor_probs: Tensor, rewards: Tensor) -> Tensor:
-    """Where J-BOND's backward part ends under a fixed anchor: anchor * 16^-(1 - at_most)^2, near best-of-2 but not it."""
+    """Where J-BOND's backward part ends under a fixed anchor: anchor * 16^-(1 - at_most)^2, near best-of-2 only."""
     _, at_most = quantiles(anchor_probs, rewards)
     weights = anchor_probs * torch.exp(JBOND_PENALTY * (1 - at_most) ** 2)
     return weights / weights.sum(-1, keepdim=True)

@@ -1,14 +1,15 @@
 """Batched sampling with a KV cache, and log-probabilities of what was sampled.
 
-Samples are drawn at temperature 1 from the whole distribution: truncation or another temperature would make them samples
-of another policy than the one whose log-probabilities the gradient needs. Each response has random numbers of its own, so
-what is drawn depends on its seed and place, not on who shares the batch.
+Samples are drawn at temperature 1 from the whole distribution: truncation or another temperature would make them
+samples of another policy than the one whose log-probabilities the gradient needs. Each response has random numbers of
+its own, so what is drawn depends on its seed and place, not on who shares the batch.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,13 +81,14 @@ class Sampler:
     """How responses are drawn.
 
     `stops` (words,) bool: tokens that end a response; `words`: the vocabulary that is drawn from, the first ids;
-    `batch`: responses generated at once.
+    `batch`: responses generated at once; `dtype`: what autocast computes in, where not fp32.
     """
 
     stops: Tensor
     words: int
     max_new_tokens: int
     batch: int
+    dtype: torch.dtype = torch.float32
 
     def sample(self, model: Any, prompts: Sequence[Sequence[int]], count: int, *seed: int) -> Responses:
         """`count` responses to each prompt: rows are prompt 0, prompt 0, ..., prompt 1, ...; a function of the seed.
@@ -94,41 +96,69 @@ class Sampler:
         Args:
             seed: whole numbers that tell this draw from every other.
         """
-        rows = [prompt for prompt in prompts for _ in range(count)]
-        chances = np.random.Generator(np.random.PCG64(list(seed))).random((len(rows), self.max_new_tokens))
-        was_training = model.training
-        model.eval()
-        try:
-            parts = [
-                self._continue(model, rows[start : start + self.batch], torch.from_numpy(chances[start:][: self.batch]))
-                for start in range(0, len(rows), self.batch)
-            ]
-        finally:
-            model.train(was_training)
+        chances = np.random.Generator(np.random.PCG64(list(seed))).random((len(prompts), count, self.max_new_tokens))
+        each = min(count, self.batch)
+        together = self.batch // each
+        parts = []
+        with _evaluating(model):
+            for first in range(0, len(prompts), together):
+                some = slice(first, first + together)
+                for start in range(0, count, each):
+                    drawn = torch.from_numpy(chances[some, start : start + each])
+                    parts.append(self._continue(model, prompts[some], drawn))
         return Responses.join(parts)
 
     @torch.no_grad()
     def _continue(self, model: Any, prompts: Sequence[Sequence[int]], chances: Tensor) -> Responses:
-        """One batch: the prompts at once, then token after token until all have ended."""
+        """One batch: each prompt once, then its responses token after token, without those that have ended.
+
+        Args:
+            chances: (prompts, responses, tokens), numbers that decide each word.
+        """
         device = next(model.parameters()).device
+        count, positioned = chances.shape[1], takes_positions(model)
         ids, real = left_padded(prompts, device)
-        start, chances, stops = ids.shape[1], chances.to(_exact(device)), self.stops.to(device)
-        going = torch.ones(len(ids), dtype=torch.bool, device=device)
-        cache, fresh = None, ids
+        start, chances, stops = ids.shape[1], chances.flatten(0, 1).to(_exact(device)), self.stops.to(device)
+
+        def next_logits(fresh: Tensor, seen: Tensor, cache: Any) -> tuple[Tensor, Any]:
+            given = {"position_ids": positions(seen)[:, -fresh.shape[1] :]} if positioned else {}
+            with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+                output = model(
+                    input_ids=fresh, attention_mask=seen.long(), past_key_values=cache, use_cache=True,
+                    logits_to_keep=1, **given,
+                )  # fmt: skip
+            return output.logits[:, -1, : self.words], output.past_key_values
+
+        logits, cache = next_logits(ids, real, None)
+        if count > 1:
+            cache.batch_repeat_interleave(count)
+            logits, ids, real = (each.repeat_interleave(count, 0) for each in (logits, ids, real))
+        going = torch.arange(len(ids), device=device)  # rows that have not ended
+        kept = going  # rows in the cache, some of which may have ended
         for step in range(self.max_new_tokens):
-            given = {"position_ids": positions(real)[:, -fresh.shape[1] :]} if takes_positions(model) else {}
-            output = model(
-                input_ids=fresh, attention_mask=real.long(), past_key_values=cache, use_cache=True, logits_to_keep=1,
-                **given,
-            )  # fmt: skip
-            cache = output.past_key_values
-            drawn = draw(output.logits[:, -1, : self.words], chances[:, step]).to(device)
-            fresh = torch.where(going, drawn, 0)[:, None]
-            ids, real = torch.cat([ids, fresh], 1), torch.cat([real, going[:, None]], 1)
-            going = going & ~stops[drawn]
-            if not going.any():
+            place = torch.searchsorted(kept, going)
+            drawn = draw(logits[place], chances[going.to(chances.device), step]).to(device)
+            ids, real = (torch.nn.functional.pad(each, (0, 1)) for each in (ids, real))
+            ids[going, -1], real[going, -1] = drawn, True
+            going = going[~stops[drawn]]
+            if not len(going) or step + 1 == self.max_new_tokens:
                 break
+            if 2 * len(going) <= len(kept):
+                cache.batch_select_indices(torch.searchsorted(kept, going))
+                kept = going
+            logits, cache = next_logits(ids[kept, -1:], real[kept], cache)
         return Responses(ids, real, start)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Training classes that recompute activations would drop the cache."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def draw(logits: Tensor, chances: Tensor) -> Tensor:
@@ -139,7 +169,7 @@ def draw(logits: Tensor, chances: Tensor) -> Tensor:
     exact = _exact(logits.device)
     rows = max(1, LOGITS // logits.shape[-1])
     parts = []
-    for some, chance in zip(logits.split(rows), chances.split(rows), strict=True):
+    for some, chance in zip(torch.split(logits, rows), torch.split(chances, rows), strict=True):
         summed = torch.softmax(some.to(exact).double(), -1).cumsum(-1)
         parts.append(torch.searchsorted(summed, (chance.to(exact) * summed[:, -1])[:, None], right=True)[:, 0])
     return torch.cat(parts).clamp_max(logits.shape[-1] - 1)
@@ -186,7 +216,7 @@ def log_probs(model: Any, responses: Responses, words: int) -> Tensor:
 
     size = max(1, LOGITS // head.vocab)
     parts = []
-    for states, some in zip(hidden.split(size), targets.split(size), strict=True):
+    for states, some in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
         # Kept logits of all chunks would be as many as of the whole batch.
         again = len(hidden) > size and torch.is_grad_enabled()
         parts.append(checkpoint(chosen, states, some, use_reentrant=False) if again else chosen(states, some))

@@ -105,8 +105,8 @@ class AlignConfig(OptimizerConfig):
     stop: str | None = option(None, r"Text that ends a response, beside the end token; \n is a line end.")
     prompt_tokens: Annotated[int, Ge(1)] = option(32, "First tokens of a prepared data set's sequences to continue.")
     eval_prompts: Path | None = option(
-        None, "Prompts to measure on. Default: the validation split; of a file, every tenth prompt, kept from training.",
-        keyed=False,
+        None, "Prompts to measure on. Default: the validation split; of a file, every tenth prompt, which training "
+        "leaves out.", keyed=False,
     )  # fmt: skip
     eval_samples: Annotated[int, Ge(2)] = option(512, "Responses per measurement.")
     eval_every: Annotated[int, Ge(1)] = option(50, "Steps between measurements.")
