@@ -74,10 +74,12 @@ def test_every_method_writes_a_plain_checkpoint(name: str, place: dict[str, Any]
         run_align(options(place, tmp_path / "out", **METHODS[name], seed=1))
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "jbond", "eta": 0.2, "steps": 60}, {"method": "reinforce", "kl_weight": 0.02}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"method": "jbond", "eta": 0.2, "steps": 60}, {"method": "reinforce", "kl_weight": 0.02}]
+)
 def test_reward_rises(changes: dict[str, Any], place: dict[str, Any], tmp_path: Path) -> None:
     """Length is easy to learn: a few steps must leave the interval of where it began."""
-    long = {"steps": 20, "batch_size": 16, "lr": 1e-2, "eval_samples": 256, "eval_every": 100}
+    long: dict[str, Any] = {"steps": 20, "batch_size": 16, "lr": 1e-2, "eval_samples": 256, "eval_every": 100}
     result = run_align(options(place, tmp_path / "out", **{**long, **changes}))
     assert result.reward_after - result.reward_after_error > result.reward_before + result.reward_before_error
     assert result.kl > 0.1 and result.win_rate > 0.55
@@ -345,7 +347,7 @@ def test_refused_options(words: str, place: dict[str, Any], tmp_path: Path) -> N
 
 def test_rewards_as_written() -> None:
     kinds = {
-        "length:40": "length", "words:a, b": "words", "likelihood:builtin:tiny-py": "likelihood", "mine:score": "function",
+        "length:40": "length", "words:a, b": "words", "likelihood:builtin:tiny-py": "likelihood", "mine:f": "function",
         "a.b:f": "function", "owner/name": "model", "./dir:x": "model", "/a/b": "model", "builtin:tiny-py": "model",
     }  # fmt: skip
     for spec, kind in kinds.items():

@@ -72,7 +72,7 @@ class Teaching:
             RewardFailed: the reward cannot judge a response.
         """
         config, cast = self.config, self.cast
-        own = self.writer.write(cast.learner.model, prompts, config.policy_samples, config.seed, step, POLICY)
+        own = self.writer.write(cast.learner.model, prompts, config.own_samples, config.seed, step, POLICY)
         rewards = self.writer.rewards(prompts, self.writer.texts(own))
         likelihood = cast.likelihoods(cast.learner.model, own)
         from_reference = (likelihood - cast.likelihoods(cast.reference, own)).view_as(rewards)
@@ -87,8 +87,7 @@ class Teaching:
         }
         if config.method == "reinforce":
             weight = weights.reinforce(rewards.to(from_reference), from_reference, config.kl_weight)
-            weight = weight / config.policy_samples
-            return Lesson(own, weight.flatten(), figures | {"ties": tie_rate(rewards)})
+            return Lesson(own, weight.flatten() / config.own_samples, figures | {"ties": tie_rate(rewards)})
         return self._with_anchor(prompts, step, own, rewards, from_anchor, figures)
 
     def _with_anchor(
@@ -111,7 +110,8 @@ class Teaching:
         rows = torch.arange(len(prompts)) * count + weights.best(compared[:, :taken]).cpu()
         forward = torch.full((len(prompts),), 1 - config.backward, device=backward.device, dtype=backward.dtype)
         chosen = others[rows.to(own.ids.device)]
-        return Lesson(Responses.join([own, chosen]), torch.cat([backward.flatten(), forward]), figures)
+        weight = torch.cat([backward.flatten() / config.own_samples, forward])
+        return Lesson(Responses.join([own, chosen]), weight, figures)
 
 
 def stop_tokens(tokenizer: Any, model: Any, stop: str | None, words: int) -> Tensor:

@@ -173,7 +173,7 @@ class Run:
             cast.follow(config.eta)
         self.step += 1
         self.figures.append(lesson.figures)
-        written = config.batch_size * (config.policy_samples + config.anchor_samples)
+        written = config.batch_size * (config.own_samples + config.anchor_samples)
         rate = round(written / max(time.monotonic() - began, 1e-9), 1)
         self._log({"step": self.step, **lesson.figures, **vars(update), "responses_per_second": rate})
         return written

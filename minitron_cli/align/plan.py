@@ -69,7 +69,7 @@ def make_plan(
     device: torch.device, dtype: torch.dtype,
 ) -> AlignPlan:  # fmt: skip
     """Everything that is known beforehand."""
-    own = config.policy_samples if config.backward > 0 else 0
+    own = config.own_samples if config.backward > 0 else 0
     best = 1 if config.anchor_samples and config.backward < 1 else 0
     return AlignPlan(
         method=config.method,
@@ -79,7 +79,7 @@ def make_plan(
         held_out=held_out,
         longest_prompt=longest,
         max_new_tokens=config.max_new_tokens,
-        responses=config.batch_size * (config.policy_samples + config.anchor_samples),
+        responses=config.batch_size * (config.own_samples + config.anchor_samples),
         trained=config.batch_size * (own + best),
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),

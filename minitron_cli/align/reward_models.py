@@ -15,7 +15,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.align import AlignConfig, split_words
 from minitron_cli.errors import ConfigError, InputError
 from minitron_cli.models.load import context_length, load_model
-from minitron_cli.models.tokenizer import load_tokenizer
+from minitron_cli.models.tokenizer import load_tokenizer, separator_id
 
 BATCH = 64
 """Texts that are read at once."""
@@ -55,15 +55,20 @@ class Likelihood:
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """The response is read after the prompt; an empty one is worth a uniform guess."""
-        rows = [self._encode(prompt.text, response) for prompt, response in zip(prompts, responses, strict=True)]
+        rows = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         values: list[float] = []
         for start in range(0, len(rows), BATCH):
             values += self._score(rows[start : start + BATCH])
         return values
 
-    def _encode(self, prompt: str, response: str) -> tuple[list[int], int]:
-        """Ids of both, and how many belong to the prompt."""
-        before = self.tokenizer(prompt).input_ids or [self.tokenizer.bos_token_id or self.tokenizer.eos_token_id or 0]
+    def _encode(self, prompt: Prompt, response: str) -> tuple[list[int], int]:
+        """Ids of both, and how many belong to the prompt; a rendered conversation has its special tokens already."""
+        before: list[int] = self.tokenizer(prompt.text, add_special_tokens=not prompt.messages).input_ids
+        if not before:
+            start = separator_id(self.tokenizer)
+            if start is None:
+                raise RewardFailed(f"{self.reference} has no start token that an empty prompt needs; write prompts.")
+            before = [start]
         after = self.tokenizer(response, add_special_tokens=False).input_ids
         if self.context is not None and len(before) + len(after) > self.context:
             raise RewardFailed(

@@ -87,6 +87,9 @@ class AlignConfig(OptimizerConfig):
         "it was.", keyed=False,
     )  # fmt: skip
     n: Annotated[int, Ge(2)] = option(8, "N of best-of-N: what bond and sft learn, and what results are compared with.")
+    policy_samples: Annotated[int, Ge(1)] | None = option(
+        None, "Samples of the policy per prompt and step: less noise, more time. Default: 2 for reinforce, else 1."
+    )
     k: Annotated[int, Ge(1)] = option(16, "Anchor samples per prompt that bond estimates quantiles from.")
     beta: Annotated[float, Ge(0), Le(1)] = option(
         0.5, "Weight of the backward KL (policy gradient) in bond and jbond; the forward KL has the rest."
@@ -129,9 +132,9 @@ class AlignConfig(OptimizerConfig):
         return self.stop.replace("\\n", "\n").replace("\\t", "\t") if self.stop is not None else None
 
     @property
-    def policy_samples(self) -> int:
-        """Samples of the policy per prompt and step; reinforce compares the two of one prompt."""
-        return 2 if self.method == "reinforce" else 1
+    def own_samples(self) -> int:
+        """Samples of the policy per prompt and step; reinforce compares those of one prompt."""
+        return self.policy_samples or (2 if self.method == "reinforce" else 1)
 
     @property
     def anchor_samples(self) -> int:
@@ -162,6 +165,8 @@ class AlignConfig(OptimizerConfig):
             raise ConfigError(f"--anchor-every belongs to --method bond, not {self.method}; leave it out.")
         if self.teacher is not None:
             self._check_teacher()
+        if self.method == "reinforce" and self.own_samples < 2:
+            raise ConfigError("--method reinforce compares the samples of a prompt; use --policy-samples 2 or more.")
         if self.eval_samples < self.n:
             raise ConfigError(f"--eval-samples {self.eval_samples} is less than --n {self.n}; use more.")
 
