@@ -13,6 +13,7 @@ from tiny import TINY
 from minitron_cli.align.sampling import Responses, Sampler, draw, left_padded, log_probs
 from minitron_cli.models.load import load_model
 
+STOPS = tuple(range(0, 67, 4))
 PROMPTS = [[5, 9, 3, 22, 7, 31, 4, 8, 11, 40, 2], [12, 6], [33, 5, 17, 21, 9], [50]]
 
 
@@ -20,7 +21,7 @@ def load(path: Path) -> Any:
     return load_model(path, device=torch.device("cpu"), dtype=torch.float32)
 
 
-def sampler(words: int = 67, *, stop: tuple[int, ...] = (), count: int = 12, batch: int = 256) -> Sampler:
+def sampler(words: int = 67, *, stop: tuple[int, ...] = (), count: int = 9, batch: int = 256) -> Sampler:
     stops = torch.zeros(words, dtype=torch.bool)
     stops[list(stop)] = True
     return Sampler(stops, words, count, batch)
@@ -36,10 +37,11 @@ def stock_log_prob(model: Any, prompt: list[int], response: list[int]) -> float:
 def test_left_padding_changes_nothing(family: str, tmp_path: Path) -> None:
     """Every family: the words drawn in a batch are those drawn alone; both log-probabilities are the stock ones."""
     model = load(make_model(tmp_path / "m", family))
-    draws = sampler(stop=(2, 3, 9))
+    draws = sampler(stop=STOPS)
     together = draws.sample(model, PROMPTS, 2, 7, 1)
-    one_by_one = sampler(stop=(2, 3, 9), batch=1).sample(model, PROMPTS, 2, 7, 1)
+    one_by_one = sampler(stop=STOPS, batch=1).sample(model, PROMPTS, 2, 7, 1)
     assert together.tokens() == one_by_one.tokens()
+    assert min(map(len, together.tokens())) < 9, "no response ended early"
     found = log_probs(model, together, 67)
     for row, response in enumerate(together.tokens()):
         assert found[row].item() == pytest.approx(stock_log_prob(model, PROMPTS[row // 2], response), abs=2e-4)
@@ -52,6 +54,16 @@ def test_padding_matters_to_the_test(tmp_path: Path) -> None:
     wrong = Responses(good.ids, torch.ones_like(good.real), good.start)
     apart = (log_probs(model, good, 67) - log_probs(model, wrong, 67)).abs()
     assert apart[0] < 1e-4 and (apart[1:] > 1e-2).all()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 100])
+def test_the_batch_decides_nothing(batch: int, tmp_path: Path) -> None:
+    """Prompts together, one prompt's responses in parts, rows that leave when they end: the same words."""
+    model = load(make_model(tmp_path / "m"))
+    stop = tuple(range(0, 67, 5))
+    expected = sampler(stop=stop).sample(model, PROMPTS, 5, 3)
+    assert sampler(stop=stop, batch=batch).sample(model, PROMPTS, 5, 3).tokens() == expected.tokens()
+    assert len({len(row) for row in expected.tokens()}) > 3
 
 
 def test_seed_decides(tmp_path: Path) -> None:
@@ -111,7 +123,7 @@ def test_words_beyond_the_tokenizer_are_never_drawn(tmp_path: Path) -> None:
         scores = model(made.ids[:1], attention_mask=made.real[:1].long()).logits[0, :, :20].double().log_softmax(-1)
     start, row = made.start, made.tokens()[0]
     expected = sum(float(scores[start - 1 + place, word]) for place, word in enumerate(row))
-    assert float(log_probs(model, made, 20)[0]) == pytest.approx(expected, abs=1e-4)
+    assert log_probs(model, made, 20)[0].item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_draws_follow_the_distribution() -> None:
