@@ -75,7 +75,7 @@ def test_every_method_writes_a_plain_checkpoint(name: str, place: dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"method": "jbond", "eta": 0.2, "steps": 60}, {"method": "reinforce", "kl_weight": 0.02}]
+    "changes", [{}, {"method": "jbond", "eta": 0.2, "steps": 40}, {"method": "reinforce", "kl_weight": 0.02}]
 )
 def test_reward_rises(changes: dict[str, Any], place: dict[str, Any], tmp_path: Path) -> None:
     """Length is easy to learn: a few steps must leave the interval of where it began."""
@@ -332,6 +332,7 @@ REFUSED = {
     "--teacher is an anchor": {"method": "jbond", "teacher": "t"},
     "--anchor-every replaces": {"anchor_every": 3, "teacher": "t"},
     "--stop is empty": {"stop": ""},
+    "--policy-samples 2": {"method": "reinforce", "policy_samples": 1},
     "--eval-samples": {"eval_samples": 3},
     "--n": {"n": 1},
     "--beta": {"beta": 1.5},
