@@ -34,10 +34,10 @@ from minitron_cli.align.stage import AlignResult, run_align  # noqa: E402
 from minitron_cli.config.align import AlignConfig  # noqa: E402
 from minitron_cli.config.recipe import load_recipe  # noqa: E402
 from minitron_cli.config.run import RunConfig  # noqa: E402
+from minitron_cli.drawing.frame import frame  # noqa: E402
+from minitron_cli.drawing.svg import chart, el, join, marker, polyline, text  # noqa: E402
 from minitron_cli.models.load import load_model  # noqa: E402
 from minitron_cli.models.tokenizer import load_tokenizer  # noqa: E402
-from minitron_cli.report.charts import frame  # noqa: E402
-from minitron_cli.report.svg import chart, el, join, marker, polyline, text  # noqa: E402
 from minitron_cli.runtime.progress import set_quiet  # noqa: E402
 from minitron_cli.stages import run_recipe  # noqa: E402
 

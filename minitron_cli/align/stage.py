@@ -23,13 +23,14 @@ from minitron_cli.align.prompts import Prompt, PromptReader
 from minitron_cli.align.reward_models import open_reward
 from minitron_cli.align.rewards import Checked, RewardFailed
 from minitron_cli.align.sampling import Sampler
+from minitron_cli.checkpoint.card import CheckpointOutput
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.verify import check_contents, check_structure
 from minitron_cli.config.align import AlignConfig
 from minitron_cli.distill.logs import require_log
 from minitron_cli.errors import InputError, OutputError
-from minitron_cli.manifest import StageOutput, fingerprint, require_disk
+from minitron_cli.manifest import fingerprint, require_disk
 from minitron_cli.models.load import context_length, load_model
 from minitron_cli.models.save import save_model
 from minitron_cli.models.tokenizer import load_tokenizer
@@ -124,7 +125,7 @@ def run_align(config: AlignConfig) -> AlignResult:
     began = time.monotonic()
     job = _job(config)
     source = _source(config)
-    output = StageOutput(config.out, "align", config, job.inputs, force=config.force, resumable=True)
+    output = CheckpointOutput(config.out, "align", config, job.inputs, force=config.force, resumable=True)
     if output.result is not None:
         if output.result["reward_source"] != source:
             raise OutputError(
