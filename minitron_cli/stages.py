@@ -26,6 +26,7 @@ LABELS = {
     "corrected": "corrected",
     "pruned": "pruned",
     "student": "distilled",
+    "aligned": "aligned",
     "cross-entropy": "cross-entropy",
     "scratch": "from scratch",
 }
@@ -160,6 +161,8 @@ class Chain:
                 ("student", self.has("distill", number), partial(self._distill, name="student", changes={})),
             ]
             steps += [(self.place(name, number), partial(step, number)) for name, present, step in stages if present]
+        if recipe.align is not None:
+            steps.append(("aligned", self._align))
         for name in recipe.baselines:
             steps.append((name, partial(self._distill, self.last, name=name, changes=BASELINES[name])))
         if recipe.eval is not None:
@@ -173,7 +176,14 @@ class Chain:
         for number in range(len(self.recipe.rounds)):
             names += [self.place("pruned", number)] if self.prunes(number) else []
             names += [self.place("student", number)] if self.has("distill", number) else []
+        names += ["aligned"] if self.recipe.align is not None else []
         return models | {name: str(self.out / name) for name in (*names, *self.recipe.baselines)}
+
+    @property
+    def product(self) -> str:
+        """What the chain makes: the aligned student, the distilled one, or what there is before them."""
+        models = self.models()
+        return models.get("aligned", models.get("student", self.student(self.last)))
 
     def run(self) -> RunResult:
         """All stages, then the report; a second run finds everything up to date."""
@@ -189,7 +199,7 @@ class Chain:
             status = "up to date" if reused else "done"
             self.result.stages.append({"name": name, "status": status, "seconds": round(time.monotonic() - started, 2)})
         self.result.models = [self._row(name, path) for name, path in self.models().items()]
-        self.result.student = self.models().get("student", self.student(self.last))
+        self.result.student = self.product
         self.result.seconds = round(time.monotonic() - began, 1)
         self._report()
         return self.result
@@ -246,6 +256,12 @@ class Chain:
         wires = {"student": self.student(number), "teacher": self.teacher, "data": self.out / "data"}
         run_distill(self._stage("distill", self.place(name, number), number, **wires, **changes))
 
+    def _align(self) -> None:
+        from minitron_cli.align.stage import run_align
+
+        policy = self.models().get("student", self.student(self.last))
+        run_align(self._stage("align", "aligned", policy=policy, prompts=self.out / "data"))
+
     def _eval(self, name: str) -> None:
         from minitron_cli.evaluate.stage import run_eval
 
@@ -281,6 +297,8 @@ class Chain:
         students = [self.place("student", number) for number in range(self.last + 1) if self.has("distill", number)]
         if name in students:
             return students[: students.index(name) + 1]
+        if name == "aligned":
+            return [*students, name]
         return [name] if name == "corrected" or name in self.recipe.baselines else []
 
     def _report(self) -> None:

@@ -19,7 +19,7 @@ LEVELS = (
     ("data", "evaluate", "importance"),
     ("prune",),
     ("distill",),
-    ("search",),
+    ("search", "align"),
     ("report",),
     ("bench",),
     ("stages",),

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from minitron_cli.cli.command import add_stage
+from minitron_cli.config.align import AlignConfig
 from minitron_cli.config.bench import BenchConfig
 from minitron_cli.config.convert import ConvertConfig
 from minitron_cli.config.correct import CorrectConfig
@@ -99,6 +100,30 @@ def _show_distill(result: dict[str, Any]) -> str:
     if result["val_loss_before"] is not None:
         line += f"\n  validation loss {result['val_loss_before']:.4f} -> {result['val_loss_after']:.4f} nats per token"
     return line
+
+
+def _align(config: AlignConfig) -> Any:
+    from minitron_cli.align.stage import run_align
+
+    return run_align(config)
+
+
+def _plan_align(config: AlignConfig) -> dict[str, Any]:
+    from minitron_cli.align.stage import plan_align
+
+    return plan_align(config).to_json()
+
+
+def _show_align_plan(plan: dict[str, Any]) -> str:
+    from minitron_cli.align.plan import AlignPlan, describe
+
+    return describe(AlignPlan(**plan))
+
+
+def _show_align(result: dict[str, Any]) -> str:
+    from minitron_cli.align.table import format_align
+
+    return format_align(result)
 
 
 def _search(config: SearchConfig) -> Any:
@@ -203,6 +228,7 @@ def register(app: typer.Typer) -> None:
     add_stage(app, "prune", PruneConfig, _prune, _show_prune, dry_run=(_plan, _show_plan))
     add_stage(app, "correct", CorrectConfig, _correct, _show_distill, dry_run=(_plan_correct, _show_distill_plan))
     add_stage(app, "distill", DistillConfig, _distill, _show_distill, dry_run=(_plan_distill, _show_distill_plan))
+    add_stage(app, "align", AlignConfig, _align, _show_align, dry_run=(_plan_align, _show_align_plan))
     add_stage(app, "eval", EvalConfig, _eval, _show_eval)
     add_stage(app, "bench", BenchConfig, _bench, _show_bench)
     add_stage(app, "compress", CompressConfig, _compress, _show_run, dry_run=(_plan_compress, _show_run_plan))

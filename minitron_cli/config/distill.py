@@ -15,8 +15,8 @@ from minitron_cli.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(WritingConfig):
-    """How to train: data, length, optimizer, how often to save and to look."""
+class TextConfig(WritingConfig):
+    """What to train on, and how much of it."""
 
     data: Path = required(
         "Prepared data set; or with --seq-len, text to tokenise while training runs: a JSONL, Parquet or text file, a "
@@ -34,12 +34,13 @@ class TrainingConfig(WritingConfig):
     )  # fmt: skip
     steps: Annotated[int, Ge(1)] | None = option(None, "Optimizer steps.")
     tokens: Annotated[int, Ge(1)] | None = option(None, "Training tokens, instead of --steps.")
-    batch_size: Annotated[int, Ge(1)] = option(32, "Sequences per optimizer step.")
-    micro_batch: Annotated[int, Ge(1)] | None = option(
-        None, "Sequences per forward pass; default: the most that memory allows. Results do not depend on it."
-    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(WritingConfig):
+    """How weights change, and how often they are saved: of every stage that trains."""
+
     checkpoint_activations: bool = option(False, "Recompute activations instead of keeping them: less memory, slower.")
-    compile: bool = option(False, "Compile the student's blocks with torch.compile; needs a C++ compiler.")
     lr: Annotated[float, Gt(0)] = option(1e-4, "Peak learning rate.")
     schedule: Literal["cosine", "linear", "wsd", "constant"] = option(
         "cosine", "Learning rate after the warm-up; wsd: constant, then a linear decay over the last --decay."
@@ -56,19 +57,33 @@ class TrainingConfig(WritingConfig):
     log: Literal["tensorboard", "wandb"] | None = option(
         None, "Where to log besides the console and log.jsonl.", keyed=False
     )
-    eval_every: Annotated[int, Ge(1)] = option(200, "Steps between validation losses.", keyed=False)
-    eval_sequences: Annotated[int, Ge(1)] = option(256, "Validation sequences (the first ones of the split).")
-    seed: Annotated[int, Ge(0)] = option(0, "Seed of the data order and of --init random.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N, mps.")
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Compute type; auto is bf16 on CUDA, else fp32.")
 
     def check(self) -> None:
+        if self.warmup > 1 and self.warmup != int(self.warmup):
+            raise ConfigError(f"--warmup {self.warmup:g} is neither a share below 1 nor a whole number of steps.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(OptimizerConfig, TextConfig):
+    """How to train: data, length, optimizer, how often to save and to look."""
+
+    batch_size: Annotated[int, Ge(1)] = option(32, "Sequences per optimizer step.")
+    micro_batch: Annotated[int, Ge(1)] | None = option(
+        None, "Sequences per forward pass; default: the most that memory allows. Results do not depend on it."
+    )
+    compile: bool = option(False, "Compile the student's blocks with torch.compile; needs a C++ compiler.")
+    eval_every: Annotated[int, Ge(1)] = option(200, "Steps between validation losses.", keyed=False)
+    eval_sequences: Annotated[int, Ge(1)] = option(256, "Validation sequences (the first ones of the split).")
+    seed: Annotated[int, Ge(0)] = option(0, "Seed of the data order and of --init random.")
+
+    def check(self) -> None:
+        super().check()
         if (self.steps is None) == (self.tokens is None):
             raise ConfigError("Give --steps or --tokens, one of the two.")
         if self.micro_batch is not None and self.batch_size % self.micro_batch:
             raise ConfigError(f"--batch-size {self.batch_size} is not a multiple of --micro-batch {self.micro_batch}.")
-        if self.warmup > 1 and self.warmup != int(self.warmup):
-            raise ConfigError(f"--warmup {self.warmup:g} is neither a share below 1 nor a whole number of steps.")
 
 
 DEFAULT_TOP_K = 128

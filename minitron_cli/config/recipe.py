@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from minitron_cli.config.align import AlignConfig
 from minitron_cli.config.base import StageConfig, check_keys, option, required
 from minitron_cli.config.correct import CorrectConfig
 from minitron_cli.config.data import DataConfig
@@ -26,9 +27,13 @@ SECTIONS: dict[str, type[StageConfig]] = {
     "search": SearchConfig,
     "prune": PruneConfig,
     "distill": DistillConfig,
+    "align": AlignConfig,
     "eval": EvalConfig,
 }
-WIRED = {"out", "force", "checkpoint", "tokenizer", "student", "teacher", "list", "importance", "plan", "search"}
+WIRED = {
+    *("out", "force", "checkpoint", "tokenizer", "student", "teacher", "list", "importance", "plan", "search"),
+    "policy",
+}  # fmt: skip
 """Keys the chain fills in itself."""
 
 TRAINING = ("correct", "distill")
@@ -41,7 +46,7 @@ Baseline = Literal["cross-entropy", "scratch"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(StageConfig):
-    """The chain: data, correct, importance, search or prune, distill, further rounds, baselines, eval, report.
+    """The chain: data, correct, importance, search or prune, distill, more rounds, align, baselines, eval, report.
 
     A section that is absent is skipped; without `search` and `prune` the student is the teacher's own shape. Each round
     in `then` cuts the student of the round before it; all learn from one teacher, which is the corrected one if any.
@@ -58,6 +63,10 @@ class Recipe(StageConfig):
     distill: dict[str, Any] | None = option(None, "Options of `distill`.")
     then: tuple[dict[str, Any], ...] = option((), "More rounds, each with sections importance, search, prune, distill.")
     baselines: tuple[Baseline, ...] = option((), "Honest comparisons through the same loop on the same tokens.")
+    align: dict[str, Any] | None = option(
+        None,
+        "Options of `align`, for the last student; without `prompts`, they are the starts of the prepared data.",
+    )
     eval: dict[str, Any] | None = option(None, "Options of `eval`, for every model of the run.")
 
     def check(self) -> None:
@@ -67,7 +76,7 @@ class Recipe(StageConfig):
             raise ConfigError("Baselines repeat the distill section with another loss; this recipe has none.")
         if self.baselines and self.then:
             raise ConfigError("Baselines compare trainings of one round; leave out `baselines` or `then`.")
-        for name in ("data", "correct", "eval"):
+        for name in ("data", "correct", "align", "eval"):
             if getattr(self, name) is not None:
                 self.stage(name, _placeholders(name))
 
@@ -115,7 +124,10 @@ class Recipe(StageConfig):
             wired |= {} if "val_data" in section else {"val_data": prepared}
         elif name in TRAINING and section.get("seq_len") is not None:
             raise ConfigError(f"{where}.seq_len goes with {where}.data: text to tokenise while training runs.")
-        own = {"data"} - wired.keys() if name in TRAINING else set()
+        if name == "align" and section.get("prompts") is not None:
+            wired.pop("prompts")
+        optional = {"data"} if name in TRAINING else {"prompts"} if name == "align" else set()
+        own = optional - wired.keys()
         filled = set(_placeholders(name)) - own
         fields = [field.name for field in dataclasses.fields(SECTIONS[name]) if field.name not in filled]
         check_keys(section, fields, where=f"{where}.")
@@ -126,7 +138,9 @@ def _placeholders(name: str) -> dict[str, Any]:
     """Stand-ins for wired keys, so that a section can be checked before the chain runs."""
     fields = {field.name for field in dataclasses.fields(SECTIONS[name])} & WIRED
     values: dict[str, Any] = {field: Path("wired") for field in fields - {"force", "list", "plan", "search"}}
-    values |= dict.fromkeys(fields & {"checkpoint", "tokenizer", "student", "teacher"}, "wired")
+    values |= dict.fromkeys(fields & {"checkpoint", "tokenizer", "student", "teacher", "policy"}, "wired")
+    if name == "align":  # its teacher is a choice of the method's, not the one of the chain
+        values = {"policy": "wired", "out": Path("wired"), "prompts": Path("wired")}
     if name in ("importance", "search", "prune", "distill", "eval", "correct"):
         values["data"] = Path("wired")
     return values

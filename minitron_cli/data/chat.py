@@ -60,6 +60,14 @@ class ChatRenderer:
                 spans.append(self._turn(messages, position, text, where))
         return text, spans
 
+    def prompt(self, messages: list[dict[str, Any]], where: str) -> str:
+        """The text of a conversation up to where the assistant's next turn begins.
+
+        Raises:
+            InputError: the template refuses the conversation.
+        """
+        return self._text(messages, where, prompt=True)
+
     def _text(self, messages: list[dict[str, Any]], where: str, *, prompt: bool = False) -> str:
         try:
             return str(

@@ -40,7 +40,7 @@ class Case:
         vocab = max(student["vocab"], teacher["vocab"] if teacher else 0)
         # What autocast rounds for the products, kept until the step ends.
         rounded = student.params_non_embedding + student["hidden"] * student["vocab"] if size < 4 else 0
-        passing = tokens * _kept_per_token(teacher) * size if teacher else 0
+        passing = tokens * kept_per_token(teacher) * size if teacher else 0
         return {
             "weights": 4 * student.params,
             "gradients": 4 * student.params,
@@ -56,8 +56,8 @@ class Case:
         """Elements per token that autograd keeps: of all layers, or of one and every layer's input."""
         layers = student["layers"]
         if self.config.checkpoint_activations:
-            return layers * student["hidden"] + _kept_per_token(student)
-        return layers * _kept_per_token(student)
+            return layers * student["hidden"] + kept_per_token(student)
+        return layers * kept_per_token(student)
 
     def micro_batch(self, before: int | None = None) -> int:
         """Sequences per forward pass: as asked for, else `before` (a resumed run's), else the most that fits.
@@ -91,7 +91,7 @@ def smaller_part(batch: int, part: int) -> int:
     return next(n for n in divisors(batch) if 2 * n <= part)
 
 
-def _kept_per_token(shape: Shape) -> int:
+def kept_per_token(shape: Shape) -> int:
     """Elements that a stock decoder block makes for autograd: about 16 vectors of hidden size (norms, residuals,
     projections, attention) and 4 of the MLP width.
     """

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from minitron_cli.config.distill import TrainingConfig
+from minitron_cli.config.distill import OptimizerConfig
 
 
-def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """The rate of one step, counted from 0.
 
     Linear warm-up reaches the peak at its last step. Of the steps after it, `cosine` and `linear` take all to fall to

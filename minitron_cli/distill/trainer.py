@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import torch
 
 from minitron_cli.config.distill import DistillConfig
-from minitron_cli.distill.dropout import without_dropout
 from minitron_cli.distill.fused import Lesson as Lesson
 from minitron_cli.distill.fused import head_loss
 from minitron_cli.distill.intermediate import StateLoss, Weighing
+from minitron_cli.distill.learner import Learner
+from minitron_cli.distill.learner import NotFinite as NotFinite
 from minitron_cli.distill.losses import TopK
-from minitron_cli.distill.schedule import learning_rate
-from minitron_cli.errors import ConfigError, RunError
 from minitron_cli.models.head import Head, backbone_of, backbone_output
 from minitron_cli.models.states import Listener, States
 from minitron_cli.tokens import Sequences
@@ -83,12 +81,8 @@ class Update:
     learning_rate: float
 
 
-class NotFinite(RunError):
-    """The loss or the gradient is NaN or infinite; weights and optimizer are as before the step."""
-
-
-class Trainer:
-    """AdamW on fp32 weights; bf16 compute by autocast where asked for."""
+class Trainer(Learner):
+    """A student that learns from hidden states: its objective, and intermediate states where they are matched."""
 
     def __init__(
         self, model: Any, config: DistillConfig, steps: int, dtype: torch.dtype, states: StateLoss | None = None
@@ -98,32 +92,9 @@ class Trainer:
         Raises:
             ConfigError: its stock class cannot recompute activations.
         """
-        self.model, self.config, self.steps = without_dropout(model).train(), config, steps
-        self.objective = config.objective
-        self.device = next(model.parameters()).device
-        self.autocast = dtype if dtype in (torch.bfloat16, torch.float16) else None
-        # Decay shrinks matrices; norm weights and biases have a natural scale of their own.
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        decayed = {name: p for name, p in named if p.ndim >= 2}
-        others = {name: p for name, p in named if p.ndim < 2}
+        super().__init__(model, config, steps, dtype, {"states.projection": states.projection if states else None})
+        self.config, self.objective = config, config.objective
         self.states, self.listener = states, states.listener if states else Listener()
-        if states and states.projection is not None:
-            others["states.projection"] = states.projection
-        self.parameters = {**decayed, **others}
-        groups = [
-            {"params": list(decayed.values()), "weight_decay": config.weight_decay},
-            {"params": list(others.values()), "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=self.device.type in ("cpu", "cuda")
-        )
-        if config.checkpoint_activations:
-            if not model.supports_gradient_checkpointing:
-                raise ConfigError(f"{type(model).__name__} cannot recompute; leave out --checkpoint-activations.")
-            # transformers renames it: the old name warns in 5.23, the new one is not in 5.10.
-            name = "activation_checkpointing_enable"
-            enable = getattr(model, name, None) or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
         # Beside the module, not in it: the head calls the same backbone with a forward of its own.
         self._compiled: Any = torch.compile(backbone_of(model)) if config.compile else None
 
@@ -150,14 +121,12 @@ class Trainer:
         count = max(1, sum(int(batch.targets.sum()) for batch in batches))
         answers = iter(lessons)
         sums: dict[str, float] = {}
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step, self.steps)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.begin(step)
         total = 0.0
         weighing = Weighing(self.states, self.parameters.values(), len(batches)) if self.states else None
         for batch in batches:
             lesson = next(answers, None)
-            with torch.autocast(self.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None):
+            with self.computing():
                 output, states = self._states_of(batch)
                 hidden = batch.at_targets(output.last_hidden_state)
                 loss = head_loss(
@@ -181,34 +150,5 @@ class Trainer:
         terms = {name: value / count for name, value in sums.items()}
         if weighing is not None:
             terms["alpha"] = weighing.finish()
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip))
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NotFinite(f"The loss is {total / count:.4g} and the gradient's norm {norm:.4g} at step {step + 1}.")
-        self.optimizer.step()
-        rate = self.optimizer.param_groups[0]["lr"]
+        norm, rate = self.finish(total / count, step)
         return Update(total / count, terms, norm, rate)
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Weights and optimizer state, by parameter name."""
-        result = {}
-        for name, parameter in self.parameters.items():
-            result[f"weight.{name}"] = parameter
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                result[f"{key}.{name}"] = value
-        return result
-
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take back what `tensors` gave."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"weight.{name}"])
-                state = {
-                    key: tensors[f"{key}.{name}"].to(
-                        "cpu" if key == "step" and self.device.type == "cpu" else self.device
-                    )
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"{key}.{name}" in tensors
-                }
-                if state:
-                    self.optimizer.state[parameter] = state
