@@ -4,8 +4,7 @@ python -m benchmarks.tokens_to_loss [--shared DIR] [--seeds 3] [--steps 400] [--
 
 `paper` ranks by activations, changes no weight (arXiv 2407.14679) and is distilled with forward KL; every other arm
 is cut to the same sizes another way and trained just so. Tokens are those an arm needs until its validation loss is
-what `paper` has at the end, between two evaluations by linear interpolation. Rotation gives a tied head a matrix of its
-own, so its students are larger; `same size` takes neurons away until they are not.
+what `paper` has at the end, between two evaluations by linear interpolation.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from minitron_cli.distill.trainer import Batch, Teacher, Trainer  # noqa: E402
 from minitron_cli.evaluate.perplexity import evaluate_split  # noqa: E402
 from minitron_cli.importance.stage import run_importance  # noqa: E402
 from minitron_cli.models.load import load_model  # noqa: E402
-from minitron_cli.prune.stage import plan_prune, run_prune  # noqa: E402
+from minitron_cli.prune.stage import run_prune  # noqa: E402
 from minitron_cli.runtime.progress import Progress, set_quiet  # noqa: E402
 from minitron_cli.tokens import TokenDataset, batch_rows, read_rows  # noqa: E402
 
@@ -43,13 +42,14 @@ CPU = torch.device("cpu")
 KEPT = {"hidden": 0.75, "ffn": 0.5}
 PAPER: dict[str, Any] = {"rescale": "off", "repair": "off"}
 REPAIRED: dict[str, Any] = {**PAPER, "repair": "on"}
-ROTATED: dict[str, Any] = {**REPAIRED, "rotate": True, "rescale": "measured", "width_score": "fluctuation"}
+BETTER: dict[str, Any] = {"repair": "on", "width_score": "fluctuation"}
+ROTATED: dict[str, Any] = {**PAPER, "rotate": True, "rescale": "measured"}
 ARMS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "repair": REPAIRED,
-    "fluctuation, repair": {**REPAIRED, "width_score": "fluctuation"},
-    "rotate, rescale, fluctuation, repair": ROTATED,
-    "the same, same size": ROTATED,
+    "fluctuation, repair": {**PAPER, **BETTER},
+    "rotate, rescale": ROTATED,
+    "rotate, rescale, fluctuation, repair": {**ROTATED, **BETTER},
 }
 
 
@@ -137,18 +137,12 @@ class Comparison:
         )  # fmt: skip
         paths = {}
         for number, (arm, options) in enumerate(ARMS.items()):
-            sizes = dict(self.sizes)
             base = {"checkpoint": self.world.model, "importance": scored, **options}
             if options["repair"] == "on":
                 base |= {"data": self.data, "repair_samples": self.samples, "seed": seed}
             paths[arm] = self.directory / f"student-{seed}-{number}"
-            while arm.endswith("same size") and self._params(base, sizes) > self.params["paper"]:
-                sizes["ffn"] -= 4
-            self.params[arm] = run_prune(PruneConfig(**base, **sizes, out=paths[arm])).params_after
+            self.params[arm] = run_prune(PruneConfig(**base, **self.sizes, out=paths[arm])).params_after
         return paths
-
-    def _params(self, options: dict[str, Any], sizes: dict[str, int]) -> int:
-        return plan_prune(PruneConfig(**options, **sizes, out=self.directory / "unused")).params_after
 
     def report(self) -> None:
         """Losses before and after training, and the tokens to where `paper` ends."""

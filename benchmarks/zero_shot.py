@@ -51,6 +51,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "rescale": {**PAPER, "rescale": "measured"},
     "rescale, analytic": {**PAPER, "rescale": "analytic"},
     "rotate": {**PAPER, **ROTATED},
+    "rotate, untied": {**PAPER, **ROTATED, "untie": True},
     "rotate, rescale": {**PAPER, **ROTATED, "rescale": "measured"},
     "contribution": {**PAPER, "width_score": "contribution"},
     "fluctuation": {**PAPER, "width_score": "fluctuation"},

@@ -13,7 +13,7 @@ import torch
 from helpers import logits, make_model
 from helpers_chain import make_data
 from helpers_tokenizer import make_tokenizer
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny import TINY
 from transformers import AutoModelForCausalLM
 
@@ -26,9 +26,11 @@ from minitron_cli.families import FAMILIES, family_for
 from minitron_cli.importance import stream as stream_module
 from minitron_cli.importance.residual import ResidualStream, directions, norm_taps, stream_norms
 from minitron_cli.importance.stage import run_importance
+from minitron_cli.importance.store import load_basis
 from minitron_cli.models.tokenizer import load_tokenizer
 from minitron_cli.prune.plan import PrunePlan, describe
 from minitron_cli.prune.residual import require_readers
+from minitron_cli.prune.rotate import halfway, matching
 from minitron_cli.prune.stage import plan_prune, run_prune
 from minitron_cli.search.measure import cut_in_memory
 from minitron_cli.shape import Shape
@@ -65,7 +67,7 @@ def test_rotated_without_a_cut_is_the_same_function(family: str, tmp_path: Path)
     """Every family that can: biases, 1 + w, embedding scales, fused projections, tied heads."""
     source, importance = scored(tmp_path, family)
     hidden = Checkpoint(source).shape["hidden"]
-    result = run_prune(rotated(source, importance, tmp_path / "out", hidden=hidden))
+    result = run_prune(rotated(source, importance, tmp_path / "out", hidden=hidden, untie=True))
     # Run in fp64: what is left is the rounding of the new weights to fp32.
     before, after = (logits(path, IDS) for path in (source, tmp_path / "out"))
     assert (before - after).abs().max() < 1e-5 * before.abs().max()
@@ -86,14 +88,15 @@ def test_a_rotated_cut_is_the_rotated_model_with_directions_left_out(family: str
     source, importance = scored(tmp_path, family)
     shape = Checkpoint(source).shape
     sizes = {"hidden": shape["hidden"] - 12, "ffn": 40, "kv_heads": 2, "head_dim": 8, "layers": 3}
-    config = rotated(source, importance, tmp_path / "out", rescale="off", **sizes)
+    config = rotated(source, importance, tmp_path / "out", rescale="off", untie=True, **sizes)
     plan = plan_prune(config)
     run_prune(config)
-    run_prune(rotated(source, importance, tmp_path / "whole", rescale="off", hidden=shape["hidden"]))
+    run_prune(rotated(source, importance, tmp_path / "whole", rescale="off", untie=True, hidden=shape["hidden"]))
     checkpoint = Checkpoint(tmp_path / "whole")
     later = replace(
         plan,
         rotate=False,
+        untie=False,
         statistics="",
         sizes_before=dict(checkpoint.shape.sizes),
         params_before=checkpoint.shape.params,
@@ -105,6 +108,57 @@ def test_a_rotated_cut_is_the_rotated_model_with_directions_left_out(family: str
     for name, value in written.state_dict().items():
         assert torch.equal(value, found.state_dict()[name]), name
         torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-5, atol=1e-6)
+
+
+TIED = [name for name, config in ROTATABLE.items() if config.get("tie_word_embeddings")]
+
+
+@pytest.mark.parametrize("family", TIED)
+def test_a_shared_table_is_exact_where_the_last_norm_scales_all_channels_alike(family: str, tmp_path: Path) -> None:
+    """Then embedding and head differ by a number: one table serves both, and the model is that of two tables."""
+    source, importance = scored(tmp_path, family)
+    weights = load_file(source / "model.safetensors")
+    weights["model.norm.weight"][:] = 0.7
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    importance = scored(tmp_path, family, stream=True)[1]
+    cut = Checkpoint(source).shape["hidden"] - 12
+    tied = run_prune(rotated(source, importance, tmp_path / "tied", hidden=cut))
+    untied = run_prune(rotated(source, importance, tmp_path / "untied", hidden=cut, untie=True))
+    one, two = (logits(tmp_path / name, IDS) for name in ("tied", "untied"))
+    assert (one - two).abs().max() < 1e-5 * two.abs().max()
+    assert untied.params_after - tied.params_after == cut * Checkpoint(source).shape["vocab"]
+    assert check_structure(tmp_path / "tied") == tied.params_after
+    assert json.loads((tmp_path / "tied" / "config.json").read_text())["tie_word_embeddings"] is not False
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma"])
+def test_a_shared_table_lies_between_embedding_and_head(family: str, tmp_path: Path) -> None:
+    """Against the plain formula, and least squares for a table of unrelated channels by a general solver."""
+    source, importance = scored(tmp_path, family, tie_word_embeddings=True)
+    hidden = Checkpoint(source).shape["hidden"]
+    run_prune(rotated(source, importance, tmp_path / "out", hidden=hidden - 12, rescale="off"))
+    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    offset = Checkpoint(source).shape.family.norm.offset
+    basis = load_basis(importance, hidden, hidden - 12)
+    table, weight = (torch.from_numpy(before[name]) for name in ("model.embed_tokens.weight", "model.norm.weight"))
+    weight = weight + offset
+    expected = (table + table * weight / weight.mean()) / 2 @ basis
+    torch.testing.assert_close(torch.from_numpy(after["model.embed_tokens.weight"]), expected, rtol=1e-5, atol=1e-6)
+    unrelated = torch.linalg.qr(torch.randn(400, hidden, generator=torch.Generator().manual_seed(1)))[0]
+    shared, head = (unrelated * halfway(weight)) @ basis, (unrelated * weight) @ basis
+    solved = torch.linalg.lstsq(shared.t()[:, :, None], head.t()[:, :, None]).solution.flatten()
+    torch.testing.assert_close(matching(basis, weight), solved, rtol=1e-4, atol=1e-5)
+    found = torch.from_numpy(after["model.norm.weight"]) + offset
+    torch.testing.assert_close(found, matching(basis, weight), rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_turned_where_no_hidden_unit_leaves_a_shared_table(tmp_path: Path) -> None:
+    """One table would not be exact, and directions that all stay gain nothing: the model stays as it is."""
+    source, importance = scored(tmp_path, "llama", tie_word_embeddings=True)
+    hidden = Checkpoint(source).shape["hidden"]
+    run_prune(rotated(source, importance, tmp_path / "out", hidden=hidden))
+    before, after = load_file(source / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys() and all(np.array_equal(value, after[name]) for name, value in before.items())
 
 
 def test_a_saved_plan_rotates_alike(tmp_path: Path) -> None:
@@ -222,11 +276,11 @@ def test_gemmas_embeddings_enter_as_large_as_before(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma"])
 def test_rotated_norms_are_rescaled_to_the_energy_of_the_directions(family: str, tmp_path: Path) -> None:
-    """By default; each norm the same, and Gemma's table, which is the head no more."""
+    """By default; each norm the same, and Gemma's table. Where that stays the head, the norm before takes it back."""
     source, importance = scored(tmp_path, family)
     shape = Checkpoint(source).shape
     hidden = shape["hidden"] - 12
-    config = rotated(source, importance, tmp_path / "out", hidden=hidden)
+    config = rotated(source, importance, tmp_path / "out", hidden=hidden, untie=True)
     plan = plan_prune(config)
     shares = load_file(importance / "statistics.safetensors")["directions.energy"]
     factor = np.sqrt(shape["hidden"] * shares[:hidden].sum() / hidden)
@@ -235,6 +289,8 @@ def test_rotated_norms_are_rescaled_to_the_energy_of_the_directions(family: str,
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.model.norm.weight[0].item() + shape.family.norm.offset == pytest.approx(factor, rel=1e-6)
     growth = np.sqrt(shape["hidden"] / hidden) if shape.family.embed_scale else 1.0
+    shared = plan_prune(replace(config, untie=False)).rescale
+    assert shared["model.norm.weight"] == pytest.approx(factor / growth)
     basis = torch.from_numpy(load_file(importance / "statistics.safetensors")["directions.basis"])[:, :hidden]
     table = AutoModelForCausalLM.from_pretrained(source).get_input_embeddings().weight
     torch.testing.assert_close(model.get_input_embeddings().weight, table @ basis * growth, rtol=1e-4, atol=1e-6)
@@ -324,11 +380,13 @@ def test_refused_before_anything_is_read(tmp_path: Path) -> None:
 def test_sizes_alone_count_the_new_head(tmp_path: Path) -> None:
     """config.json without weights: the tied head's own matrix is in the count."""
     source, importance = scored(tmp_path, "llama", tie_word_embeddings=True)
-    config = rotated(source, importance, tmp_path / "out", hidden=36)
+    config = rotated(source, importance, tmp_path / "out", hidden=36, untie=True)
     expected = plan_prune(config)
-    bare = plan_prune(replace(config, rotate=False))
-    assert expected.params_after - bare.params_after == 36 * expected.sizes["vocab"] == expected.untied
-    assert f"matrix of its own, {expected.untied:,} parameters" in describe(expected)
+    bare = plan_prune(replace(config, rotate=False, untie=False))
+    head = 36 * expected.sizes["vocab"]
+    assert expected.params_after - bare.params_after == head
+    assert f"matrix of its own, {head:,} parameters" in describe(expected)
+    assert plan_prune(replace(config, untie=False)).params_after == bare.params_after
     (source / "model.safetensors").unlink()
     assert plan_prune(config).params_after == expected.params_after
 
@@ -341,6 +399,8 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         plan_prune(PruneConfig(checkpoint=str(source), out=tmp_path / "out", hidden=36, rotate=True))
     with pytest.raises(InputError, match="--rescale analytic"):
         plan_prune(PruneConfig(checkpoint=str(source), out=tmp_path / "out", hidden=36, rescale="measured"))
+    with pytest.raises(ConfigError, match="--untie says what becomes of the head"):
+        PruneConfig(checkpoint=str(source), out=tmp_path / "out", hidden=36, untie=True)
     with pytest.raises(ConfigError, match="A plan says itself"):
         PruneConfig(checkpoint=str(source), out=tmp_path / "out", plan=tmp_path / "p", rotate=True)
     run_importance(

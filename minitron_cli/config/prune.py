@@ -54,7 +54,12 @@ class PruneConfig(WritingConfig):
     rotate: bool = option(
         False,
         "Rotate the residual stream before hidden channels leave, so that its directions of least energy do; needs "
-        "importance with --collect directions, and gives tied embeddings a head of its own.",
+        "importance with --collect directions.",
+    )
+    untie: bool = option(
+        False,
+        "With --rotate: give a head that is the embedding table a matrix of its own. That is exact and costs vocab x "
+        "hidden parameters; otherwise one table serves both, halfway between what each would be.",
     )
     repair: Literal["auto", "on", "off"] = option(
         "auto",
@@ -78,13 +83,14 @@ class PruneConfig(WritingConfig):
         if self.drop_layers and self.layers is not None:
             raise ConfigError("Give --layers or --drop-layers, not both.")
         planned = self.plan is not None or self.search is not None
-        if planned and (self.rotate or self.rescale != "auto"):
+        if planned and (self.rotate or self.untie or self.rescale != "auto"):
             raise ConfigError(
                 "A plan says itself whether it rotates and rescales; give --rotate and --rescale when it is made."
             )
         if self.rotate and self.hidden is None:
             raise ConfigError("--rotate prepares the cut of hidden channels; give --hidden.")
-
+        if self.untie and not self.rotate:
+            raise ConfigError("--untie says what becomes of the head under --rotate; give that too.")
         if self.repair == "on" and self.data is None and not planned:
             raise ConfigError("--repair on needs --data: text to fit the projections on.")
 

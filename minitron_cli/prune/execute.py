@@ -16,10 +16,10 @@ from minitron_cli.manifest import write_json
 from minitron_cli.prune.edit import Edit
 from minitron_cli.prune.plan import PrunePlan, planned_config
 from minitron_cli.prune.residual import untying
-from minitron_cli.prune.rotate import Constant, Rotated, Rotation
+from minitron_cli.prune.rotate import Norm, Rotated, Rotation
 from minitron_cli.shape import Shape
 
-Made = Cut | Rotated | Constant
+Made = Cut | Rotated | Norm
 
 
 def check_plan(plan: PrunePlan, shape: Shape) -> None:
@@ -56,7 +56,7 @@ def cut_tensors(checkpoint: Checkpoint, plan: PrunePlan) -> Iterator[tuple[Plann
     new = Shape.of(planned_config(shape, plan))
     kept_layers = set(plan.layers)
     # A head that stops to be the embedding table is made from that table.
-    old = {**checkpoint.config, **(untying(shape) if plan.rotate else {})}
+    old = {**checkpoint.config, **(untying(shape) if plan.untie else {})}
     rotation = Rotation.of(checkpoint, plan) if plan.rotate else None
     # Both tables list the same patterns in the same order, so that old and new names pair up one to one.
     old_items = [item for item in family.expected(old) if item[2] is None or item[2] in kept_layers]

@@ -27,7 +27,7 @@ class PrunePlan:
     chosen per layer one list per kept layer (of lists, one per outer unit, for an axis chosen within another).
     `rescale` maps a tensor (its name before the cut) to the factor on what it applies. With `rotate`, hidden units are
     the directions of the residual stream by falling energy, whose basis the importance directory `statistics` holds;
-    `untied` counts the parameters of a tied head that becomes a matrix of its own by that.
+    with `untie` a head that is the embedding table becomes a matrix of its own by that.
     `repair` says on which data and sequences projections are fitted again, None that they are not.
     """
 
@@ -43,7 +43,7 @@ class PrunePlan:
     rescale: dict[str, float] = field(default_factory=dict)
     rotate: bool = False
     statistics: str = ""
-    untied: int = 0
+    untie: bool = False
     repair: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -93,12 +93,15 @@ def make_plan(
     drop_layers: tuple[int, ...] = (),
     rescale: Rescale = "auto",
     rotate: Path | None = None,
+    untie: bool = False,
 ) -> PrunePlan:
     """Choose what stays: the units of highest score, in their original order.
 
     Args:
         scores: of units, and the energies of the residual stream that `rescale` and `rotate` need.
-        rotate: the importance directory that holds the directions of the stream.
+        rotate: the importance directory that holds the directions of the stream, to turn to them where that is exact
+            or hidden units leave.
+        untie: give a head that is the embedding table a matrix of its own where the stream is rotated.
 
     Raises:
         ShapeError: from the target, or drop_layers names a layer that does not exist.
@@ -126,14 +129,20 @@ def make_plan(
         else:
             keep[name] = _choose(name, scores[name], sizes[name])
     plan = PrunePlan(family.name, dict(old), sizes, layers, keep, step, ranked_by, shape.params, 0)
-    if rotate is not None:
-        plan = replace(plan, rotate=True, statistics=str(rotate.absolute()))
-    factors = rescaling(shape, scores, layers, keep.get("hidden"), rescale, rotated=plan.rotate)
+    untie = untie and tied_head(shape) is not None
+    if rotate is not None and ("hidden" in keep or untie or tied_head(shape) is None):
+        plan = replace(plan, rotate=True, statistics=str(rotate.absolute()), untie=untie)
+    factors = rescaling(shape, scores, layers, keep.get("hidden"), rescale, rotated=plan.rotate, untied=plan.untie)
     return _counted(shape, replace(plan, rescale=factors))
 
 
 def size_plan(
-    shape: Shape, target: Mapping[str, int], *, drop_layers: tuple[int, ...] = (), rotate: bool = False
+    shape: Shape,
+    target: Mapping[str, int],
+    *,
+    drop_layers: tuple[int, ...] = (),
+    rotate: bool = False,
+    untie: bool = False,
 ) -> PrunePlan:
     """Sizes and parameters of a cut, from config.json alone: no units are chosen, and the first layers stand for all.
 
@@ -147,15 +156,14 @@ def size_plan(
     if rotate:
         require_readers(shape)
     plan = PrunePlan(
-        shape.family.name, dict(shape.sizes), sizes, layers, {}, 1, ranked_by, shape.params, 0, rotate=rotate
-    )
+        shape.family.name, dict(shape.sizes), sizes, layers, {}, 1, ranked_by, shape.params, 0, rotate=rotate,
+        untie=rotate and untie and tied_head(shape) is not None,
+    )  # fmt: skip
     return _counted(shape, plan)
 
 
 def _counted(shape: Shape, plan: PrunePlan) -> PrunePlan:
-    untied = plan.rotate and tied_head(shape) is not None
-    head = plan.sizes["vocab"] * plan.sizes["hidden"] if untied else 0
-    return replace(plan, params_after=Shape.of(planned_config(shape, plan)).params, untied=head)
+    return replace(plan, params_after=Shape.of(planned_config(shape, plan)).params)
 
 
 def _kept_layers(shape: Shape, scores: Scores, target: Mapping[str, int], drop: tuple[int, ...]) -> list[int]:
@@ -203,7 +211,7 @@ def planned_config(shape: Shape, plan: PrunePlan) -> dict[str, Any]:
     if rotary is not None and plan.sizes[rotary.axis] != shape.sizes[rotary.axis]:
         old, new = shape.sizes[rotary.axis], plan.sizes[rotary.axis]
         changes = retuned(shape.config, rotary, old, new, plan.rotary_step)
-    if plan.rotate:
+    if plan.untie:
         changes |= untying(shape)
     return new_config(shape.config, shape.family, plan.sizes, plan.layers, changes)
 
@@ -224,7 +232,8 @@ def describe(plan: PrunePlan) -> str:
     lines.append(f"  {'params':<10}{plan.params_before:,} -> {plan.params_after:,}  ({share:.1f} %)")
     lines.append(f"  {'ranked by':<10}{plan.ranked_by}")
     if plan.rotate:
-        head = f"; the tied head becomes a matrix of its own, {plan.untied:,} parameters" if plan.untied else ""
+        untied = plan.sizes["vocab"] * plan.sizes["hidden"]
+        head = f"; the tied head becomes a matrix of its own, {untied:,} parameters" if plan.untie else ""
         lines.append(f"  {'rotated':<10}hidden units are directions of the residual stream{head}")
     if plan.repair is not None:
         lines.append(f"  {'repaired':<10}on {plan.repair['samples']} sequences of {plan.repair['data']}")

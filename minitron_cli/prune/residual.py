@@ -14,8 +14,9 @@ from minitron_cli.shape import Shape
 
 
 def rescaling(
-    shape: Shape, scores: Scores, layers: Collection[int], kept: Sequence[int] | None, how: Rescale, *, rotated: bool
-) -> dict[str, float]:
+    shape: Shape, scores: Scores, layers: Collection[int], kept: Sequence[int] | None, how: Rescale, *, rotated: bool,
+    untied: bool,
+) -> dict[str, float]:  # fmt: skip
     """Factors that keep the size of what norms put out when only some channels are left, by tensor.
 
     A norm divides by the root mean square over d channels, then over the d' that stay: what it puts out grows by
@@ -48,7 +49,7 @@ def rescaling(
         factors[name] = math.sqrt(before * share / after)
     if shape.family.embed_scale == "hidden":
         growth = math.sqrt(before / after)
-        if tied_head(shape) is not None and not rotated:
+        if tied_head(shape) is not None and not untied:
             factors |= {name: factors[name] / growth for name, layer in names if layer is None}
         tables = [name for name, tensor in shape.family.tensors.items() if tensor.dims == ("vocab", "hidden")]
         factors |= {name: growth for name in tables if name not in shape.family.tied}

@@ -3,6 +3,9 @@
 With an orthogonal basis Q every state x of the stream becomes Q^T x. An RMS norm computes the same root mean square of
 both; its weight, which scales single channels, moves into the linears that read it (`W diag(w) Q`), and those that
 write into the stream become `Q^T W`. Uncut, that is the same function.
+
+A table E that is embedding and head would become two, E Q and E diag(w) Q. It becomes one, halfway between them, unless
+the plan unties it (`Shared`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ from minitron_cli.families.schema import BYTES
 from minitron_cli.importance.store import load_basis
 from minitron_cli.prune.edit import Edit
 from minitron_cli.prune.plan import PrunePlan
+from minitron_cli.prune.residual import tied_head
+
+Vector = Callable[[], torch.Tensor]
+"""Makes a tensor (hidden,) fp32, of channels or of kept directions."""
 
 
 class Basis:
@@ -47,7 +54,7 @@ class Rotated:
     kept    positions along each dimension but the hidden one, of which all are used
     dim     which dimension the hidden one is
     scales  factors along each dimension, of kept positions
-    fold    the weight of the norm that is read, as it is applied
+    fold    factors of the original's channels: the weight of the norm that is read, as it is applied
     """
 
     entry: Entry
@@ -55,7 +62,7 @@ class Rotated:
     dim: int
     scales: list[Array]
     basis: Basis
-    fold: Callable[[], torch.Tensor] | None = None
+    fold: Vector | None = None
 
     def blocks(self, limit: int | None = None) -> Iterator[tuple[int, Produce]]:
         """The result in parts, each made from at most `limit` bytes (default `BLOCK_BYTES`) where rows allow it."""
@@ -96,11 +103,13 @@ class Rotation:
     """How the tensors of one checkpoint are rotated.
 
     folds   linear to the norm whose output it reads, names on disk
+    shared  the table that is embedding and head, where it stays both
     """
 
     checkpoint: Checkpoint
     basis: Basis
     folds: dict[str, str]
+    shared: Shared | None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, plan: PrunePlan) -> Rotation:
@@ -113,20 +122,34 @@ class Rotation:
             for reader in readers
             for layer in (plan.layers if "{layer}" in norm else (0,))
         }
-        return cls(checkpoint, basis, folds)
+        head = None if plan.untie else tied_head(shape)
+        shared = None if head is None else Shared(shape.family.tied[head], folds[head])
+        return cls(checkpoint, basis, folds, shared)
 
-    def of_tensor(self, entry: Entry, edit: Edit) -> Rotated | Constant | None:
+    def of_tensor(self, entry: Entry, edit: Edit) -> Rotated | Norm | None:
         """How a tensor is made; None where it has nothing to do with the stream."""
         dims = edit.tensor.dims
         if "hidden" not in dims:
             return None
         if edit.tensor.role == "norm":
-            # What the norm applied has moved into its readers.
-            return Constant(edit.factor - edit.offset, entry, edit.plan.sizes["hidden"])
+            return Norm(entry, partial(self._left_to_apply, edit), edit.offset)
         kept = edit.selections(whole="hidden")
-        norm = self.folds.get(edit.name)
-        fold = None if norm is None else partial(self._applied, norm)
-        return Rotated(entry, kept, dims.index("hidden"), edit.scales(kept), self.basis, fold)
+        return Rotated(entry, kept, dims.index("hidden"), edit.scales(kept), self.basis, self._fold(edit.name))
+
+    def _fold(self, name: str) -> Vector | None:
+        if self.shared is not None and name == self.shared.table:
+            norm = self.shared.norm
+            return lambda: halfway(self._applied(norm))
+        return partial(self._applied, self.folds[name]) if name in self.folds else None
+
+    def _left_to_apply(self, edit: Edit) -> torch.Tensor:
+        """What a norm still multiplies kept directions by: nothing but the plan's factor, as its readers took its
+        weight over, unless one of them is a shared table.
+        """
+        left = torch.ones(edit.plan.sizes["hidden"])
+        if self.shared is not None and edit.name == self.shared.norm:
+            left = matching(self.basis.columns, self._applied(edit.name))
+        return left * edit.factor
 
     def _applied(self, norm: str) -> torch.Tensor:
         """A norm's weight as the stock class applies it, (hidden,) fp32."""
@@ -135,12 +158,41 @@ class Rotation:
 
 
 @dataclass(frozen=True)
-class Constant:
-    """A tensor of one value, in the type of another: what is left of a norm's weight."""
+class Shared:
+    """A table that is embedding and head, and the norm before the head, names on disk."""
 
-    value: float
+    table: str
+    norm: str
+
+
+def halfway(weight: torch.Tensor) -> torch.Tensor:
+    """Factors m of a shared table's channels, (1 + w / mean w) / 2: between an embedding's, 1, and a head's, w.
+
+    Args:
+        weight: of the norm before the head, as it is applied, (hidden,).
+    """
+    return (1 + weight / weight.mean()) / 2
+
+
+def matching(columns: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Factors g of the norm before a shared table T = E diag(m) Q, with which T diag(g) is nearest to the head
+    E diag(w) Q by least squares, were all channels of E alike and unrelated: (kept,).
+
+    Args:
+        columns: Q, (hidden, kept).
+        weight: w, (hidden,); see `halfway` for m.
+    """
+    squares, table = columns.double().square(), halfway(weight.double())
+    return ((squares.t() @ (table * weight.double())) / (squares.t() @ table.square())).float()
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The weight of a norm of the rotated stream, in the type it had."""
+
     entry: Entry
-    length: int
+    applied: Vector
+    offset: float
 
     def blocks(self, limit: int | None = None) -> Iterator[tuple[int, Produce]]:
         """All of it at once."""
@@ -148,4 +200,4 @@ class Constant:
 
     def __call__(self) -> torch.Tensor:
         """The whole tensor."""
-        return torch.full((self.length,), self.value, dtype=TORCH_DTYPES[self.entry.dtype])
+        return (self.applied() - self.offset).to(TORCH_DTYPES[self.entry.dtype])

@@ -97,7 +97,7 @@ def _only_config(path: Path) -> bool:
 
 def _size_plan(config: PruneConfig, path: Path) -> PrunePlan:
     shape = open_shape(path, text_only=config.text_only)
-    plan = size_plan(shape, _target(config), drop_layers=config.drop_layers, rotate=config.rotate)
+    plan = size_plan(shape, _target(config), drop_layers=config.drop_layers, rotate=config.rotate, untie=config.untie)
     if is_wrapped(path) and not config.text_only:
         refuse_shared(shape, plan.sizes)
     _require_stock(planned_config(shape, plan))
@@ -152,7 +152,7 @@ def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
             scores, ranked_by = weight_norm_scores(checkpoint, on_bytes=progress.advance), "weight norms"
     return make_plan(
         checkpoint.shape, scores, target, ranked_by=ranked_by, drop_layers=config.drop_layers, rescale=config.rescale,
-        rotate=config.importance if config.rotate else None,
+        rotate=config.importance if config.rotate else None, untie=config.untie,
     )  # fmt: skip
 
 
