@@ -72,7 +72,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A page with every section, of invented numbers, and one of two runs side by side."""
     root = tmp_path_factory.mktemp("pages")
-    runs = [make_run(root / name, tasks=True, bench=True) for name in ("one", "two")]
+    runs = [make_run(root / name, tasks=True, bench=True, aligned=True) for name in ("one", "two")]
     return {"whole": write_report(runs[0]), "several": write_report(runs, root / "several.html")}
 
 

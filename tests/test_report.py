@@ -89,6 +89,7 @@ def make_run(
     teacher: str = "builtin:tiny-py",
     tasks: bool = False,
     bench: bool = False,
+    aligned: bool = False,
     big: tuple[int, int, int] | None = None,
     steps: int = STEPS,
 ) -> Path:
@@ -125,6 +126,8 @@ def make_run(
     models = [_model(run, name, teacher, tasks, steps) for name in LOSSES]
     if bench:
         _bench(run)
+    if aligned:
+        make_aligned(run / "aligned")
     stages = [
         {"name": name, "status": "done", "seconds": 8.0}
         for name in (
@@ -143,6 +146,41 @@ def make_run(
         "teacher": teacher, "student": str(run / "student"), "seconds": 912.4, "report": str(run / "report.html"),
     })  # fmt: skip
     return run
+
+
+def make_aligned(out: Path) -> Path:
+    """What `align` writes, but for the weights."""
+    course = [
+        {
+            "step": step,
+            "reward": 0.8 + 0.3 * kl,
+            "reward_error": 0.01,
+            "kl": kl,
+            "kl_error": 0.02,
+            "win_rate": 0.5 + kl / 5,
+        }
+        for step, kl in ((0, 0.0), (50, 0.5), (100, 1.1))
+    ]
+    rivals = [
+        {
+            "n": n,
+            "reward": reward,
+            "reward_error": 0.012,
+            "kl": kl,
+            "difference": 1.13 - reward,
+            "difference_error": 0.02,
+        }
+        for n, reward, kl in ((1, 0.8, 0.0), (2, 0.95, 0.193), (4, 1.1, 0.636), (8, 1.2, 1.204))
+    ]
+    result = {
+        "out": str(out), "method": "bond", "steps": 100, "reward_before": 0.8, "reward_after": 1.13, "kl": 1.1,
+        "stopped": "kl budget",
+    }  # fmt: skip
+    manifest(out.parent, out.name, "align", {"reward": "words:a,<b>"}, result, 60.0)
+    write(out / "curve.json", {"measurements": course, "steps": [], "best_of": rivals})
+    sample = {"prompt": "def <f>", "before": "(x)", "reward_before": 0.1, "after": "(self)", "reward_after": 1.0}
+    (out / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    return out
 
 
 def _model(run: Path, name: str, teacher: str, tasks: bool, steps: int) -> dict[str, Any]:
@@ -643,3 +681,20 @@ def test_smoothing_is_a_mean_of_the_steps_around() -> None:
     spiky = Curve("student", "distilled", "kl", np.where(losses == 77, 1e6, 1.0).repeat(50), 10.0, [])
     assert max(value for _, value in charts.extremes(spiky)) == 1e6  # spikes survive the thinning
     assert len(charts.extremes(spiky)) <= 2 * charts.POINTS
+
+
+def test_alignment(tmp_path: Path) -> None:
+    """What one sample is worth, in words, against best-of-N in a table, over KL in a chart; of a run and of a stage."""
+    make_run(tmp_path / "run", aligned=True)
+    for place in (tmp_path / "run", tmp_path / "run" / "aligned"):
+        page = write_report(place, tmp_path / "page.html").read_text("utf-8")
+        assert "one sample has a mean reward of 1.130, before 0.800, at 1.10 nats of KL per sequence." in page
+        assert "That is at least what the best of 4 samples had before (1.100). It stopped at its budget of KL." in page
+        assert "words:a,&lt;b&gt;" in page and "To <code>def &lt;f&gt;</code>" in page
+        row = re.search(r"<tr>(<td class=.number.>8</td>.*?)</tr>", page)
+        assert row and re.findall(r">([^<]+)</td>", row[1]) == ["8", "1.200 ± 0.012", "1.20", "−0.070 ± 0.020"]
+        label = "Mean reward against KL: BOND ends at 1.130 with 1.10 nats; best of 1 0.800 with 0.00"
+        assert page.count(f'aria-label="{label}') == 2
+    (tmp_path / "run" / "aligned" / "samples.jsonl").write_text("{")
+    with pytest.raises(InputError, match="jsonl is damaged"):
+        write_report(tmp_path / "run")

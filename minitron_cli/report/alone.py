@@ -12,10 +12,11 @@ from minitron_cli.manifest import MANIFEST
 from minitron_cli.report.gather import RUN, RunFiles, compared, gather, read_json, read_stages, table
 
 STAGES = {"data": "data", "importance": "importance", "search": "search", "prune": "pruned", "distill": "student",
-          "bench": "bench", "audit": "audit"}  # fmt: skip
+          "bench": "bench", "audit": "audit", "align": "aligned"}  # fmt: skip
 """Stage to the name its output has in a run. Evaluations are eval/NAME."""
 
 TITLES = {"search": "Search", "prune": "Pruning", "distill": "Distillation", "eval": "Evaluation", "bench": "Benchmark",
+          "align": "Alignment",
           "audit": "Consent audit", "importance": "Importance", "data": "Data"}  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def _assembled(path: Path, found: Mapping[Path, dict[str, Any]]) -> RunFiles:
         for name in ("search", "importance"):
             if name not in places and config.get(name) and (Path(str(config[name])) / MANIFEST).is_file():
                 places[name] = Path(str(config[name]))
-    order = ["data", "importance", "search", "pruned", "student"]
+    order = ["data", "importance", "search", "pruned", "student", "aligned"]
     places = dict(sorted(places.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
     audits = {str(table(each.get("config")).get("source") or place.name): table(each.get("result"))
               for place, each in found.items() if each["stage"] == "audit"}  # fmt: skip

@@ -18,8 +18,8 @@ from minitron_cli.manifest import MANIFEST
 
 RUN = "run.json"
 TRAINED = {"student": "distilled", "cross-entropy": "cross-entropy", "scratch": "from scratch"}
-LABELS = {"teacher": "teacher", "pruned": "pruned", **TRAINED}
-STAGES = ("data", "importance", "search", "pruned", *TRAINED)
+LABELS = {"teacher": "teacher", "pruned": "pruned", **TRAINED, "aligned": "aligned"}
+STAGES = ("data", "importance", "search", "pruned", *TRAINED, "aligned")
 BENCH = "bench"
 
 Array = npt.NDArray[np.float64]
@@ -71,6 +71,8 @@ class RunFiles:
     groups: dict[str, list[str]]
     consent: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Corpus to the summary of its consent audit."""
+    aligned: dict[str, Any] = field(default_factory=dict)
+    """`curve.json` of an alignment, with its `samples` before and after."""
 
     def model(self, name: str) -> Model | None:
         """One model of the comparison."""
@@ -160,6 +162,7 @@ def read_stages(path: Path, run: dict[str, Any], places: dict[str, Path], consen
         scores=_scores(places["importance"] / SCORES) if "importance" in places else {},
         groups=_groups(manifests),
         consent={name: table(summary) for name, summary in audits.items()} or consent,
+        aligned=_aligned(places["aligned"]) if "aligned" in manifests else {},
     )
 
 
@@ -252,6 +255,18 @@ def _curve(place: Path, name: str, manifests: dict[str, dict[str, Any]]) -> Curv
     kind = table(manifests.get(name, {}).get("config")).get("loss") or ("kl" if name == "student" else "ce")
     validation = [(tokens, value) for tokens, value in pairs if value is not None]
     return Curve(name, _label(name, TRAINED[name], manifests), str(kind), loss, per_step, validation)
+
+
+def _aligned(place: Path) -> dict[str, Any]:
+    """What `align` measured on the way, and responses before and after."""
+    try:
+        lines = (place / "samples.jsonl").read_text("utf-8").splitlines()
+        samples = [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        samples = []
+    except (OSError, ValueError):
+        raise InputError(f"{place / 'samples.jsonl'} is damaged; remove it to leave it out.") from None
+    return {**(read_json(place / "curve.json") or {}), "samples": samples}
 
 
 def _scores(path: Path) -> dict[str, Array]:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from minitron_cli import __version__
 from minitron_cli.drawing.format import moment
 from minitron_cli.report import consent, provenance, scores, sections
+from minitron_cli.report.alignment import alignment
 from minitron_cli.report.answer import answer
 from minitron_cli.report.gather import RunFiles
 from minitron_cli.report.several import several
@@ -27,6 +28,7 @@ TITLES = {
     "speed": "Speed and memory",
     "consent": "Consent",
     "training": "Training",
+    "alignment": "Alignment",
     "cuts": "What was cut",
     "search": "Search",
     "importance": "Importance",
@@ -54,6 +56,7 @@ def render(files: RunFiles) -> str:
         "speed": speed(files),
         "consent": consent.consent(files),
         "training": sections.training(files),
+        "alignment": alignment(files),
         "cuts": sections.cuts(files),
         "search": sections.search(files),
         "importance": scores.importance(files),
