@@ -40,10 +40,10 @@ from minitron_cli.tokens import TokenDataset, batch_rows, read_rows  # noqa: E40
 BATCH, RATE, VALIDATION, EVERY = 6, 1e-3, 128, 20
 CPU = torch.device("cpu")
 KEPT = {"hidden": 0.75, "ffn": 0.5}
-PAPER: dict[str, Any] = {"rescale": "off", "repair": "off"}
+PAPER: dict[str, Any] = {"rescale": "off", "rotate": "off", "width_score": "activation", "repair": "off"}
 REPAIRED: dict[str, Any] = {**PAPER, "repair": "on"}
 BETTER: dict[str, Any] = {"repair": "on", "width_score": "fluctuation"}
-ROTATED: dict[str, Any] = {**PAPER, "rotate": True, "rescale": "measured"}
+ROTATED: dict[str, Any] = {**PAPER, "rotate": "on", "rescale": "measured"}
 ARMS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "repair": REPAIRED,

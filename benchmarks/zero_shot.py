@@ -43,8 +43,14 @@ from minitron_cli.tokens import TokenDataset
 VALIDATION = 128
 AXES = ("ffn", "hidden", "heads", "layers")
 CUTS = (0.25, 0.5)
-PAPER: dict[str, Any] = {"rescale": "off", "repair": "off", "layer_score": "bi"}
-ROTATED = {"rotate": True}
+PAPER: dict[str, Any] = {
+    "rescale": "off",
+    "rotate": "off",
+    "width_score": "activation",
+    "repair": "off",
+    "layer_score": "bi",
+}
+ROTATED = {"rotate": "on"}
 ARMS: dict[str, dict[str, Any]] = {
     "random": {},
     "paper": PAPER,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,8 @@ def test_plan_keeps_the_highest_scores(chain: tuple[Path, Path], tmp_path: Path)
     plan = plan_prune(config)
     dropped = int(np.argmin(found["layers.loss"]))
     assert plan.layers == [layer for layer in range(4) if layer != dropped]
-    for kept, layer in zip(plan.keep["ffn"], plan.layers, strict=True):
-        gone = np.setdiff1d(np.arange(56), kept)
-        assert found["ffn"][layer][kept].min() >= found["ffn"][layer][gone].max()
+    activations = plan_prune(replace(config, width_score="activation"))
+    for each, scores in ((plan, found["ffn.fluctuation"]), (activations, found["ffn"])):  # by default what varies
+        for kept, layer in zip(each.keep["ffn"], each.layers, strict=True):
+            gone = np.setdiff1d(np.arange(56), kept)
+            assert scores[layer][kept].min() >= scores[layer][gone].max()

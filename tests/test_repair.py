@@ -160,7 +160,7 @@ def test_repaired_with_nothing_removed_is_the_identity(family: str, tmp_path: Pa
     )
 
 
-@pytest.mark.parametrize("options", [{"hidden": 36}, {"layers": 3}, {"hidden": 36, "rotate": True}], ids=str)
+@pytest.mark.parametrize("options", [{"hidden": 36}, {"layers": 3}, {"hidden": 36, "rotate": "on"}], ids=str)
 def test_other_cuts_are_repaired_too(options: dict[str, Any], tmp_path: Path) -> None:
     """Hidden channels, directions and layers: what the original's stream has in the channels that stay."""
     source, data = make_pair(tmp_path, "llama")

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.verify import check_structure
-from minitron_cli.config.importance import ImportanceConfig
+from minitron_cli.config.importance import ImportanceConfig, Statistic
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.errors import ConfigError, FamilyError, InputError
 from minitron_cli.families import FAMILIES, family_for
@@ -42,7 +42,9 @@ CPU = torch.device("cpu")
 SAMPLES = 6
 
 
-def scored(directory: Path, family: str, *, stream: bool = False, **changes: Any) -> tuple[Path, Path]:
+def scored(
+    directory: Path, family: str, *, stream: bool = False, collect: tuple[Statistic, ...] = (), **changes: Any
+) -> tuple[Path, Path]:
     """A tiny model of the family and its importance with directions."""
     source, data, out = directory / "model", directory / "data", directory / f"importance-{stream}"
     if not source.exists():
@@ -52,14 +54,14 @@ def scored(directory: Path, family: str, *, stream: bool = False, **changes: Any
     run_importance(
         ImportanceConfig(
             checkpoint=str(source), data=data, out=out, samples=SAMPLES, batch_size=4, loss_samples=0, stream=stream,
-            collect=("directions",) if family_for(TINY[family]).readers else (),
+            collect=collect or (("directions",) if family_for(TINY[family]).readers else ("none",)),
         )
     )  # fmt: skip
     return source, out
 
 
 def rotated(source: Path, importance: Path, out: Path, **options: Any) -> PruneConfig:
-    return PruneConfig(checkpoint=str(source), importance=importance, out=out, rotate=True, **options)
+    return PruneConfig(checkpoint=str(source), importance=importance, out=out, rotate="on", **options)
 
 
 @pytest.mark.parametrize("family", ROTATABLE)
@@ -229,7 +231,9 @@ def test_rescaled_norms_put_out_what_they_did(family: str, tmp_path: Path) -> No
         sizes = {"hidden": 24, "heads": 3}
     plans = {
         how: plan_prune(
-            PruneConfig(checkpoint=str(source), importance=importance, out=tmp_path / "x", rescale=how, **sizes)
+            PruneConfig(
+                checkpoint=str(source), importance=importance, out=tmp_path / "x", rescale=how, rotate="off", **sizes
+            )
         )
         for how in ("auto", "measured", "analytic", "off")
     }
@@ -257,7 +261,7 @@ def test_gemmas_embeddings_enter_as_large_as_before(tmp_path: Path) -> None:
     """sqrt(hidden) shrinks with hidden; the tied head, made of the same table, must not notice."""
     source, importance = scored(tmp_path, "gemma")
     config = PruneConfig(
-        checkpoint=str(source), importance=importance, out=tmp_path / "x", hidden=36, rescale="analytic"
+        checkpoint=str(source), importance=importance, out=tmp_path / "x", hidden=36, rescale="analytic", rotate="off"
     )
     plan = plan_prune(config)
     original = AutoModelForCausalLM.from_pretrained(source)
@@ -382,7 +386,7 @@ def test_sizes_alone_count_the_new_head(tmp_path: Path) -> None:
     source, importance = scored(tmp_path, "llama", tie_word_embeddings=True)
     config = rotated(source, importance, tmp_path / "out", hidden=36, untie=True)
     expected = plan_prune(config)
-    bare = plan_prune(replace(config, rotate=False, untie=False))
+    bare = plan_prune(replace(config, rotate="off", untie=False))
     head = 36 * expected.sizes["vocab"]
     assert expected.params_after - bare.params_after == head
     assert f"matrix of its own, {head:,} parameters" in describe(expected)
@@ -396,20 +400,33 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--hidden"):
         rotated(source, importance, tmp_path / "out", ffn=40)
     with pytest.raises(ConfigError, match="--importance"):
-        plan_prune(PruneConfig(checkpoint=str(source), out=tmp_path / "out", hidden=36, rotate=True))
+        plan_prune(PruneConfig(checkpoint=str(source), out=tmp_path / "out", hidden=36, rotate="on"))
     with pytest.raises(InputError, match="--rescale analytic"):
         plan_prune(PruneConfig(checkpoint=str(source), out=tmp_path / "out", hidden=36, rescale="measured"))
     with pytest.raises(ConfigError, match="--untie says what becomes of the head"):
         PruneConfig(checkpoint=str(source), out=tmp_path / "out", hidden=36, untie=True)
     with pytest.raises(ConfigError, match="A plan says itself"):
-        PruneConfig(checkpoint=str(source), out=tmp_path / "out", plan=tmp_path / "p", rotate=True)
+        PruneConfig(checkpoint=str(source), out=tmp_path / "out", plan=tmp_path / "p", rotate="on")
     run_importance(
         ImportanceConfig(
-            checkpoint=str(source), data=tmp_path / "data", out=tmp_path / "plain", samples=2, loss_samples=0
+            checkpoint=str(source), data=tmp_path / "data", out=tmp_path / "plain", samples=2, loss_samples=0,
+            collect=("none",),
         )
-    )
+    )  # fmt: skip
     with pytest.raises(InputError, match="--collect directions"):
         plan_prune(rotated(source, tmp_path / "plain", tmp_path / "out", hidden=36))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_by_default_it_turns_what_can_be_turned(family: str, tmp_path: Path) -> None:
+    """Where hidden channels leave and directions are known; importance gathers them where the family has a use."""
+    source, importance = scored(tmp_path, family, collect=("auto",))
+    hidden = Checkpoint(source).shape["hidden"]
+    config = PruneConfig(checkpoint=str(source), importance=importance, out=tmp_path / "out", hidden=hidden - 12)
+    assert plan_prune(config).rotate == (family == "llama")
+    assert not plan_prune(replace(config, rotate="off")).rotate
+    assert not plan_prune(replace(config, hidden=hidden, ffn=40)).rotate
+    assert not plan_prune(replace(config, importance=None)).rotate
 
 
 def test_declared_readers_are_all_that_reads() -> None:

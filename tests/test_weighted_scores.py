@@ -120,11 +120,12 @@ def test_missing_and_useless_scores_are_errors(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", checkpoint)
     found = score(checkpoint, data, tmp_path / "out")
     base = PruneConfig(checkpoint=str(checkpoint), importance=tmp_path / "out", ffn=28, out=tmp_path / "x")
-    for changes, words in (
-        ({"ffn": np.full_like(found["ffn"], np.nan)}, "Scores of ffn are not finite"),
-        ({"ffn": np.full_like(found["ffn"], np.inf)}, "Scores of ffn are not finite"),
-        ({"ffn": np.ones_like(found["ffn"])}, "All scores of ffn are the same"),
+    for value, words in (
+        (np.nan, "Scores of ffn are not finite"),
+        (np.inf, "Scores of ffn are not finite"),
+        (1.0, "All scores of ffn are the same"),
     ):
+        changes = {"ffn.fluctuation": np.full_like(found["ffn"], value)}
         save_file({**found, **changes}, tmp_path / "out" / "scores.safetensors")
         with pytest.raises(InputError, match=words):
             plan_prune(base)

@@ -14,8 +14,10 @@ from minitron_cli.errors import ConfigError
 Aggregator = Literal["mean", "l2", "var"]
 LayerScore = Literal["auto", "loss", "kl", "mse", "task", "bi", "block", "greedy"]
 """What may decide which layers leave."""
-WidthScore = Literal["activation", "contribution", "fluctuation"]
+WidthScore = Literal["auto", "activation", "contribution", "fluctuation"]
 """What may decide which neurons and heads leave."""
+Statistic = Literal["auto", "none", "directions", "weighted"]
+"""What may be gathered beside activations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,10 @@ class ImportanceConfig(WritingConfig):
     depth_task_limit: Annotated[int, Ge(1)] | None = option(
         None, "Questions of --depth-task (per subject for mmlu); default all."
     )
-    collect: tuple[Literal["directions", "weighted"], ...] = option(
-        (),
+    collect: tuple[Statistic, ...] = option(
+        ("auto",),
         "Further statistics: directions of the residual stream, for `prune --rotate`; scores weighted by outgoing "
-        "weights, for `prune --width-score`.",
+        "weights, for `prune --width-score`; or none. Auto is all that the model has a use for.",
         commas=True,
     )
     carry_bytes: Annotated[int, Ge(1)] | None = option(
@@ -65,6 +67,8 @@ class ImportanceConfig(WritingConfig):
     dtype: str = option("auto", "auto (bf16 on CUDA, else fp32), float32, bfloat16, float16.")
 
     def check(self) -> None:
+        if len(self.collect) > 1 and not {"auto", "none"}.isdisjoint(self.collect):
+            raise ConfigError("--collect takes auto, none, or a list of directions and weighted.")
         if (self.depth == "single") != (self.remove is None):
             raise ConfigError(
                 "--depth block and greedy need --remove, the number of layers; --depth single takes none."

@@ -15,6 +15,9 @@ from minitron_cli.errors import ConfigError
 Rescale = Literal["auto", "measured", "analytic", "off"]
 """How norms are rescaled when hidden channels leave."""
 
+Rotate = Literal["auto", "on", "off"]
+"""Whether hidden units are directions of the residual stream."""
+
 Size = Annotated[int, Ge(1)] | None
 
 
@@ -39,9 +42,9 @@ class PruneConfig(WritingConfig):
         "auto", "What decides which layers leave; auto is what `minitron importance` was told to find, else bi."
     )
     width_score: WidthScore = option(
-        "activation",
+        "auto",
         "What decides which neurons and heads leave: activations, these weighted by outgoing weights (contribution), "
-        "or the variance of that (fluctuation).",
+        "or the variance of that (fluctuation); auto takes fluctuation for neurons, activations for heads.",
     )
     drop_layers: tuple[Annotated[int, Ge(0)], ...] = option(
         (), "Remove exactly these layers instead: 0-based, separated by commas.", commas=True
@@ -51,14 +54,14 @@ class PruneConfig(WritingConfig):
         "Scale norms to the energy that stays when hidden channels leave: as measured by importance, as if all stayed "
         "(analytic), or not; auto measures where it rotates.",
     )
-    rotate: bool = option(
-        False,
-        "Rotate the residual stream before hidden channels leave, so that its directions of least energy do; needs "
-        "importance with --collect directions.",
+    rotate: Rotate = option(
+        "auto",
+        "Rotate the residual stream before hidden channels leave, so that its directions of least energy do; auto does "
+        "where the family allows it and importance has the directions.",
     )
     untie: bool = option(
         False,
-        "With --rotate: give a head that is the embedding table a matrix of its own. That is exact and costs vocab x "
+        "Under rotation, give a head that is the embedding table a matrix of its own. That is exact and costs vocab x "
         "hidden parameters; otherwise one table serves both, halfway between what each would be.",
     )
     repair: Literal["auto", "on", "off"] = option(
@@ -83,14 +86,14 @@ class PruneConfig(WritingConfig):
         if self.drop_layers and self.layers is not None:
             raise ConfigError("Give --layers or --drop-layers, not both.")
         planned = self.plan is not None or self.search is not None
-        if planned and (self.rotate or self.untie or self.rescale != "auto"):
+        if planned and (self.rotate != "auto" or self.untie or self.rescale != "auto"):
             raise ConfigError(
                 "A plan says itself whether it rotates and rescales; give --rotate and --rescale when it is made."
             )
-        if self.rotate and self.hidden is None:
+        if self.rotate == "on" and self.hidden is None:
             raise ConfigError("--rotate prepares the cut of hidden channels; give --hidden.")
-        if self.untie and not self.rotate:
-            raise ConfigError("--untie says what becomes of the head under --rotate; give that too.")
+        if self.untie and self.rotate != "on":
+            raise ConfigError("--untie says what becomes of the head under --rotate on; give that too.")
         if self.repair == "on" and self.data is None and not planned:
             raise ConfigError("--repair on needs --data: text to fit the projections on.")
 

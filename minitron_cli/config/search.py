@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le
 
 from minitron_cli.config.base import StageConfig, argument, option
-from minitron_cli.config.importance import LayerScore
+from minitron_cli.config.importance import LayerScore, WidthScore
+from minitron_cli.config.prune import Rotate
 from minitron_cli.config.ranking import Mix, parse_mix
 from minitron_cli.errors import ConfigError
 
@@ -104,6 +105,10 @@ class SearchConfig(StageConfig):
     layer_score: LayerScore = option(
         "auto", "What decides which layers leave; auto is what `minitron importance` was told to find, else bi."
     )
+    width_score: WidthScore = option(
+        "auto", "What decides which neurons and heads leave: activation, contribution, fluctuation; as in `prune`."
+    )
+    rotate: Rotate = option("auto", "Whether candidates with fewer hidden channels are rotated first, as in `prune`.")
     save_every: Annotated[int, Ge(1)] = option(100, "Steps between checkpoints of the candidates.", keyed=False)
     seed: Annotated[int, Ge(0)] = option(0, "Seed of the data order.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N, mps.")

@@ -8,7 +8,7 @@ import torch
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.importance.depth import DepthScores
 from minitron_cli.importance.layout import Array
-from minitron_cli.importance.residual import KIND, ResidualStream, norm_taps
+from minitron_cli.importance.residual import KIND, ResidualStream, collected, norm_taps
 from minitron_cli.importance.statistics import SampleStatistic
 from minitron_cli.importance.weighted import WeightedScores
 from minitron_cli.importance.width import KINDS, WidthScores
@@ -29,10 +29,11 @@ class Gathered:
         self.taps = scored + norms
         self.blocks = list(place_taps(model.model, shape, ("block",)))
         self.width = WidthScores(shape, scored, config.batch_agg, config.seq_agg)
-        weighted = "weighted" in config.collect
+        further = collected(config, shape)
+        weighted = "weighted" in further
         self.weighted = WeightedScores(shape, scored, config.batch_agg, config.seq_agg) if weighted else None
         self.depth = DepthScores(shape["layers"])
-        self.residual = ResidualStream(shape, norms, model.device, directions="directions" in config.collect)
+        self.residual = ResidualStream(shape, norms, model.device, directions="directions" in further)
 
     def heard(self, placed: PlacedTap, activation: torch.Tensor) -> None:
         """Take in what one tap heard, (batch, seq, channels); some stock classes flatten the first two on the way."""

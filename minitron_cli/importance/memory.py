@@ -8,6 +8,7 @@ import torch
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.importance import ImportanceConfig
+from minitron_cli.importance.residual import collected
 from minitron_cli.models.streaming import weight_bytes
 from minitron_cli.runtime.memory import available_bytes, require_memory
 
@@ -35,7 +36,7 @@ class PassMemory:
         # A layer is read in the type on disk and converted: both exist for a moment.
         widest = max(shape["hidden"] * 6, shape.sizes.get("ffn", 0) * 4)
         # The second moment of the stream in fp64, and one batch's in fp32.
-        moment = 12 * shape["hidden"] ** 2 if "directions" in config.collect else 0
+        moment = 12 * shape["hidden"] ** 2 if "directions" in collected(config, shape) else 0
         return cls(
             weights=sum(sizes.values()),
             frame=sizes[None],

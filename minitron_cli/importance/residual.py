@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from minitron_cli.config.importance import ImportanceConfig
+from minitron_cli.errors import FamilyError
 from minitron_cli.families.schema import Tap, Tensor
 from minitron_cli.importance.layout import BASIS, DIRECTIONS, ENERGY, Array
 from minitron_cli.importance.statistics import SampleStatistic
@@ -37,6 +39,20 @@ def unrotatable(shape: Shape) -> str:
     if not shape.family.readers:
         return "norms after its sublayers scale single channels of the residual stream"
     return ""
+
+
+def collected(config: ImportanceConfig, shape: Shape) -> frozenset[str]:
+    """What is gathered beside activations: what was asked for, by default all that a cut of this model can use.
+
+    Raises:
+        FamilyError: directions were asked for, and the family cannot be rotated.
+    """
+    why = unrotatable(shape)
+    if config.collect == ("auto",):
+        return frozenset({"weighted"} if why else {"weighted", "directions"})
+    if why and "directions" in config.collect:
+        raise FamilyError(f"{shape.family.name} cannot be rotated: {why}; leave out --collect directions.")
+    return frozenset(config.collect) - {"none"}
 
 
 def norm_taps(model: torch.nn.Module, shape: Shape) -> list[PlacedTap]:

@@ -22,7 +22,7 @@ from minitron_cli.importance.gather import Gathered
 from minitron_cli.importance.layout import SCORES, STATISTICS, Array, scored_axes
 from minitron_cli.importance.memory import PassMemory
 from minitron_cli.importance.removal import require_scorable, score_removals
-from minitron_cli.importance.residual import unrotatable
+from minitron_cli.importance.residual import collected
 from minitron_cli.importance.stream import StreamedSweep
 from minitron_cli.importance.weights import weight_norm_scores
 from minitron_cli.manifest import StageOutput, fingerprint, require_disk
@@ -67,8 +67,7 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
     _ = checkpoint.declared
     if checkpoint.shape.family.draft:
         raise FamilyError(f"{checkpoint.shape.family.name} can be inspected but not scored or pruned yet.")
-    if "directions" in config.collect and (why := unrotatable(checkpoint.shape)):
-        raise FamilyError(f"{checkpoint.shape.family.name} cannot be rotated: {why}; leave out --collect directions.")
+    collected(config, checkpoint.shape)
     dataset = TokenDataset(config.data)
     split = dataset.split("train")
     require_same_tokenizer(dataset, {"the checkpoint": config.checkpoint})

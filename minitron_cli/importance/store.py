@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
+from minitron_cli.config.importance import WidthScore
 from minitron_cli.errors import InputError
 from minitron_cli.importance.layout import (
     BASIS,
@@ -47,7 +48,7 @@ def load_scores(
     source: str,
     layer_score: str,
     removed: Collection[int],
-    width_score: str = "activation",
+    width_score: WidthScore = "auto",
 ) -> tuple[Scores, str]:
     """Scores written by the importance stage for this very checkpoint, and what they rank by, in words.
 
@@ -59,7 +60,8 @@ def load_scores(
         layer_score: a measure; "block" or "greedy" for what was found with several layers removed; "auto" for these
             where they fit `removed`, else the measure that importance was told decides, else block importance.
         removed: how many layers the planned cuts take out, one number per cut.
-        width_score: what ranks the axes that such scores were gathered of; activations rank the others.
+        width_score: what ranks the axes that such scores were gathered of; activations rank the others. "auto" ranks
+            neurons by fluctuation, which measured best, where it was gathered.
 
     Raises:
         InputError: not an importance directory, made for another checkpoint, or without layer scores for such cuts.
@@ -71,13 +73,8 @@ def load_scores(
         raise InputError(f"{directory} scores another checkpoint than the one to be cut; score this one.")
     stored = {name: array.astype(np.float64) for name, array in load_file(directory / SCORES).items()}
     scores = {name: array for name, array in stored.items() if "." not in name}
-    if width_score != "activation":
-        weighted = {name.partition(".")[0]: array for name, array in stored.items() if name.endswith(f".{width_score}")}
-        if not weighted:
-            raise InputError(
-                f"{directory} has no {width_score} scores; run `minitron importance` with --collect weighted."
-            )
-        scores |= weighted
+    others = _other_scores(directory, stored, width_score)
+    scores |= {axis: stored[f"{axis}.{kind}"] for axis, kind in others.items()}
     for axis in scored_axes(shape):
         if axis.name in scores and scores[axis.name].shape != score_shape(shape, axis):
             raise InputError(
@@ -86,10 +83,24 @@ def load_scores(
     counts = {count for count in removed if count > 0}
     metric = manifest["config"].get("depth_metric", "loss")
     kind = _kind(directory, stored, shape["layers"], layer_score, metric, counts)
-    ranked_by = f"importance {directory}" + (f", units by {width_score}" if width_score != "activation" else "")
+    ranked_by = f"importance {directory}" + "".join(f", {axis} by {kind}" for axis, kind in others.items())
     if counts:
         ranked_by += f", layers by {WORDS.get(kind) or f'{kind} removal, {WORDS[metric]}'}"
     return {**scores, **_stream(directory, shape), "layers": _ranks(stored, shape["layers"], kind, metric)}, ranked_by
+
+
+def _other_scores(directory: Path, stored: Mapping[str, Array], asked: WidthScore) -> dict[str, str]:
+    """The axes that something else than activations ranks, and what.
+
+    Raises:
+        InputError: what was asked for was not gathered.
+    """
+    if asked == "auto":
+        return {"ffn": "fluctuation"} if "ffn.fluctuation" in stored else {}
+    found: dict[str, str] = {name.partition(".")[0]: asked for name in stored if name.endswith(f".{asked}")}
+    if asked != "activation" and not found:
+        raise InputError(f"{directory} has no {asked} scores; run `minitron importance` with --collect weighted.")
+    return found
 
 
 def _stream(directory: Path, shape: Shape) -> dict[str, Array]:

@@ -14,7 +14,7 @@ from minitron_cli.checkpoint.surgery import Indices, Kept, new_config
 from minitron_cli.config.prune import Rescale
 from minitron_cli.errors import InputError, ShapeError
 from minitron_cli.importance.layout import Scores
-from minitron_cli.prune.residual import require_readers, require_rotatable, rescaling, tied_head, untying
+from minitron_cli.prune.residual import require_readers, rescaling, tied_head, untying
 from minitron_cli.prune.sizes import complete_target
 from minitron_cli.shape import Shape
 
@@ -105,11 +105,9 @@ def make_plan(
 
     Raises:
         ShapeError: from the target, or drop_layers names a layer that does not exist.
-        FamilyError, InputError: the stream cannot be rotated or norms not rescaled as asked for.
+        InputError: norms cannot be rescaled as asked for.
     """
     family, old = shape.family, shape.sizes
-    if rotate is not None:
-        require_rotatable(shape, scores)
     layers = _kept_layers(shape, scores, target, drop_layers)
     sizes = complete_target(shape, {**target, "layers": len(layers)})
     keep: dict[str, Any] = {}

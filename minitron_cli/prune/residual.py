@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from minitron_cli.config.prune import Rescale
+from minitron_cli.config.prune import Rescale, Rotate
 from minitron_cli.errors import FamilyError, InputError
 from minitron_cli.importance.layout import DIRECTIONS, ENERGY, Scores
 from minitron_cli.importance.residual import stream_norms, unrotatable
@@ -79,7 +79,19 @@ def require_readers(shape: Shape) -> None:
     """
     why = unrotatable(shape)
     if why:
-        raise FamilyError(f"{shape.family.name} cannot be rotated: {why}; leave out --rotate.")
+        raise FamilyError(f"{shape.family.name} cannot be rotated: {why}; leave out --rotate on.")
+
+
+def rotates(shape: Shape, scores: Scores, how: Rotate, hidden: int) -> bool:
+    """Whether a cut to this hidden size turns the residual stream.
+
+    Raises:
+        FamilyError, InputError: it is asked for and cannot be done.
+    """
+    if how == "on":
+        require_rotatable(shape, scores)
+    possible = hidden < shape["hidden"] and DIRECTIONS in scores and not unrotatable(shape)
+    return how == "on" or (how == "auto" and possible)
 
 
 def require_rotatable(shape: Shape, scores: Scores) -> None:
@@ -93,5 +105,5 @@ def require_rotatable(shape: Shape, scores: Scores) -> None:
     if DIRECTIONS not in scores:
         raise InputError(
             "There are no directions of the residual stream to rotate to; run `minitron importance` with --collect "
-            "directions, and give its result with --importance."
+            "directions, and give its result with --importance, or leave out --rotate on."
         )

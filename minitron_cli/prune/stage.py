@@ -24,7 +24,7 @@ from minitron_cli.manifest import fingerprint, require_disk
 from minitron_cli.prune.execute import check_plan, create_pruned, written_tensors
 from minitron_cli.prune.plan import PrunePlan, make_plan, planned_config, size_plan
 from minitron_cli.prune.repairing import require_repairable, with_repair
-from minitron_cli.prune.residual import require_readers
+from minitron_cli.prune.residual import require_readers, rotates
 from minitron_cli.prune.searched import searched_plan
 from minitron_cli.prune.sizes import complete_target
 from minitron_cli.runtime.memory import peak_rss_bytes
@@ -97,7 +97,9 @@ def _only_config(path: Path) -> bool:
 
 def _size_plan(config: PruneConfig, path: Path) -> PrunePlan:
     shape = open_shape(path, text_only=config.text_only)
-    plan = size_plan(shape, _target(config), drop_layers=config.drop_layers, rotate=config.rotate, untie=config.untie)
+    plan = size_plan(
+        shape, _target(config), drop_layers=config.drop_layers, rotate=config.rotate == "on", untie=config.untie
+    )
     if is_wrapped(path) and not config.text_only:
         refuse_shared(shape, plan.sizes)
     _require_stock(planned_config(shape, plan))
@@ -130,12 +132,13 @@ def _saved_plan(config: PruneConfig) -> PrunePlan:
 def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
     target = _target(config)
     # Sizes first: a wrong one is told before any weight is read.
-    _check_shared(checkpoint, complete_target(checkpoint.shape, target), rotate=config.rotate)
-    if config.rotate:
+    sizes = complete_target(checkpoint.shape, target)
+    _check_shared(checkpoint, sizes, rotate=config.rotate == "on")
+    if config.rotate == "on":
         require_readers(checkpoint.shape)
         if config.importance is None:
             raise ConfigError("--rotate needs --importance: directions of the residual stream are found there.")
-    if config.width_score != "activation" and config.importance is None:
+    if config.width_score in ("contribution", "fluctuation") and config.importance is None:
         raise ConfigError("--width-score needs --importance: what units do is measured there.")
     if config.importance is not None:
         removed = checkpoint.shape["layers"] - target.get("layers", checkpoint.shape["layers"])
@@ -150,9 +153,12 @@ def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
         total = sum(entry.nbytes for entry, _, _ in normed_tensors(checkpoint))
         with Progress("weight norms", total, "bytes") as progress:
             scores, ranked_by = weight_norm_scores(checkpoint, on_bytes=progress.advance), "weight norms"
+    # Other parts of a multimodal checkpoint write into the stream, too.
+    how = "off" if isinstance(checkpoint, WrappedPart) else config.rotate
+    turned = rotates(checkpoint.shape, scores, how, sizes["hidden"])
     return make_plan(
         checkpoint.shape, scores, target, ranked_by=ranked_by, drop_layers=config.drop_layers, rescale=config.rescale,
-        rotate=config.importance if config.rotate else None, untie=config.untie,
+        rotate=config.importance if turned else None, untie=config.untie,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from minitron_cli.importance.store import load_scores
 from minitron_cli.manifest import StageOutput, fingerprint, require_disk, write_json
 from minitron_cli.models.match import require_same_tokenizer
 from minitron_cli.prune.plan import PrunePlan, make_plan
+from minitron_cli.prune.residual import rotates
 from minitron_cli.runtime.device import pick_device, pick_dtype
 from minitron_cli.runtime.progress import Progress, say
 from minitron_cli.search.course import Course
@@ -70,14 +71,20 @@ class Job:
         layers = self.checkpoint.shape["layers"]
         removed = {layers - each.shape["layers"] for candidates in measured.values() for each in candidates}
         shape, score = self.checkpoint.shape, self.config.layer_score
-        return load_scores(self.config.importance, shape, self.source, score, removed)
+        return load_scores(self.config.importance, shape, self.source, score, removed, self.config.width_score)
 
     def plans(self, measured: Chosen) -> dict[str, PrunePlan]:
         """What stays of the checkpoint in each candidate, by name."""
         scores, ranked_by = self.scores(measured)
-        shape = self.checkpoint.shape
+        shape, config = self.checkpoint.shape, self.config
+
+        def directions(hidden: int) -> Path | None:
+            return config.importance if rotates(shape, scores, config.rotate, hidden) else None
+
         return {
-            each.name: make_plan(shape, scores, each.target, ranked_by=ranked_by)
+            each.name: make_plan(
+                shape, scores, each.target, ranked_by=ranked_by, rotate=directions(each.shape["hidden"])
+            )
             for candidates in measured.values()
             for each in candidates
         }
