@@ -26,11 +26,12 @@ from minitron_cli.families.expression import axes, parse
 from minitron_cli.families.schema import Tensor
 from minitron_cli.models.taps import place_taps, skipped_layer
 from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.prune.sizes import complete_target
+from minitron_cli.prune.sizes import complete_target, members
 from minitron_cli.shape import Shape
 
 NORMS_THE_STREAM = ("opt_post_norm",)
 AXES = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")
+"""Axes of dense families; the table in the README has a column for each."""
 
 
 def valid(shape: Shape, target: dict[str, int]) -> bool:
@@ -46,16 +47,16 @@ def cases(shape: Shape) -> dict[str, dict[str, int]]:
     """Targets that cut every prunable axis alone, head_dim to two sizes, and all at once."""
     found: dict[str, dict[str, int]] = {}
     everything: dict[str, int] = {}
-    for axis in AXES:
-        if not shape.family.axis(axis).prunable:
-            continue
+    prunable = [axis.name for axis in shape.family.axes if axis.prunable and axis.name not in shape.absent]
+    for axis in prunable:
         fits = [size for size in range(3 * shape[axis] // 4, 0, -1) if valid(shape, {axis: size})]
         found[axis] = {axis: fits[0]}
         if axis == "head_dim":
             found["head_dim, smallest"] = {axis: next(size for size in fits[::-1] if size > 2)}
-    for axis in ("layers", "ffn", "kv_heads", "heads", "head_dim", "hidden"):
-        # Fewer query heads than the kept KV heads bring along.
-        largest = shape[axis] // 2 if axis == "heads" else 3 * shape[axis] // 4
+    inner = [over for over, _ in members(shape.family).values()]
+    for axis in sorted(prunable, key=lambda axis: (axis in inner, axis in ("head_dim", "hidden"))):
+        # Fewer heads than the kept KV heads (or groups) bring along.
+        largest = shape[axis] // 2 if axis in inner else 3 * shape[axis] // 4
         for size in range(largest, 0, -1) if axis in found else ():
             if valid(shape, {**everything, axis: size}):
                 everything[axis] = size
@@ -76,12 +77,14 @@ class Masked:
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits of the stock class in fp64."""
+        checkpoint = Checkpoint(self.path)
         model = AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float64).eval()
         if self.embed_scale is not None:
             model.get_input_embeddings().embed_scale.fill_(self.embed_scale)
         for name, module in model.named_modules():
             if "Norm" not in type(module).__name__ or any(module.children()):
                 continue
+            name = checkpoint.shape.family.on_disk(name)
             if name in self.eps:
                 attribute = "variance_epsilon" if hasattr(module, "variance_epsilon") else "eps"
                 setattr(module, attribute, getattr(module, attribute) * self.eps[name])
@@ -89,7 +92,7 @@ class Masked:
             if kept is not None:
                 module.forward = partial_layer_norm(module, kept, self.offset)
         with torch.inference_mode(), ExitStack() as stack:
-            for block in place_taps(model, Checkpoint(self.path).shape, ("block",)):
+            for block in place_taps(model, checkpoint.shape, ("block",)):
                 if block.layer in self.removed:
                     stack.enter_context(skipped_layer(block))
             return model(ids, use_cache=False).logits
@@ -136,6 +139,8 @@ def masked_original(source: Path, plan: PrunePlan, out: Path, *, compensate: boo
             value = value * mask.view([-1 if d == dim else 1 for d in range(value.ndim)])
             if norm and compensate and dim == value.ndim - 1 and len(chosen) < len(mask):
                 module, ratio = name.removesuffix(".weight"), len(chosen) / len(mask)
+                if norm.per:  # each group of channels has statistics of its own
+                    ratio /= plan.sizes[norm.per] / sizes[norm.per]
                 if norm.kind == "layer":
                     masked.kept[module] = chosen
                 else:

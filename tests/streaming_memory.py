@@ -38,6 +38,8 @@ def make_wide(path: Path, family: str) -> Checkpoint:
     values = dict(TINY[family])
     known = Shape.of(AutoConfig.for_model(values.pop("model_type"), **values).to_dict())
     values[known.family.axis("ffn").key] = FFN
+    if len(known.layers_with("ffn")) == 1:
+        values["layers_block_type"] = [*values["layers_block_type"], *["mlp"] * 3]
     config = AutoConfig.for_model(known.config["model_type"], **values).to_dict()
     path.mkdir()
     (path / "config.json").write_text(json.dumps(config))

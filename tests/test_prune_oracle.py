@@ -65,7 +65,7 @@ def test_layers_control_other_layer(family: str, source: Path, tmp_path: Path) -
     """Dropping a layer equals zeroing that layer, and no other; per-layer lists follow."""
     config = PruneConfig(checkpoint=str(source), out=tmp_path / "pruned", drop_layers=(1,))
     run_prune(config)
-    wrong = plan_prune(PruneConfig(checkpoint=str(source), out=tmp_path / "x", drop_layers=(2,)))
+    wrong = plan_prune(PruneConfig(checkpoint=str(source), out=tmp_path / "x", drop_layers=(3,)))
     pruned = logits(tmp_path / "pruned", IDS)
     right = masked_original(source, plan_prune(config), tmp_path / "right").logits(IDS)
     assert (pruned - right).abs().max() < 2e-4 * right.abs().max()

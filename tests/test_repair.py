@@ -268,7 +268,8 @@ def test_families_without_plain_ends_are_refused() -> None:
         projections(replace(shape, family=replace(shape.family, taps=elsewhere)))
     for name, config in TINY.items():
         found = projections(Shape.of(config))
-        assert all([end.last for end in ends] == [False, True] for ends in found.values()), name
+        flags = {tuple(end.last for end in ends) for ends in found.values()}
+        assert flags <= {(False, True), (True,)}, name
 
 
 @pytest.mark.parametrize("family", ["llama", "granite", "phi", "gpt2", "cohere", "falcon-grouped"])

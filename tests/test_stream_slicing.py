@@ -26,7 +26,7 @@ from minitron_cli.checkpoint.blocks import Choice, Cut, Whole, Workspace, all_fi
 from minitron_cli.checkpoint.convert import Loaded
 from minitron_cli.checkpoint.dtypes import TORCH_DTYPES
 from minitron_cli.checkpoint.reader import Checkpoint, Entry, read_header
-from minitron_cli.checkpoint.surgery import first_terms, positions
+from minitron_cli.checkpoint.surgery import of_term, positions
 from minitron_cli.checkpoint.writer import Planned, WeightFiles, weight_files
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.errors import CheckpointError, InputError, RunError
@@ -59,7 +59,7 @@ def plainly_cut(checkpoint: Checkpoint, plan: PrunePlan) -> dict[str, torch.Tens
             tensor = tensor.index_select(dim, torch.from_numpy(chosen))
             if declared.role in ("query", "query_norm") and "head_dim" in axes(parse(text)):
                 factor = math.sqrt(plan.sizes["head_dim"] / shape["head_dim"])
-                along = torch.from_numpy(np.where(first_terms(parse(text), shape.sizes)[chosen], factor, 1.0)).float()
+                along = torch.from_numpy(np.where(of_term(parse(text), shape.sizes)[chosen], factor, 1.0)).float()
                 scale = scale * along.view([-1 if each == dim else 1 for each in range(tensor.ndim)])
         if scale.ndim and plan.sizes["head_dim"] != shape["head_dim"]:
             norm = declared.norm or shape.family.norm

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from minitron_cli.checkpoint.companions import copy_companions
 from minitron_cli.checkpoint.rotary import choose, per_unit, retuned, rope_types, turning, unit_count
-from minitron_cli.checkpoint.surgery import first_terms, new_config
+from minitron_cli.checkpoint.surgery import new_config, of_term
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.errors import FamilyError, ShapeError
 from minitron_cli.families import family_for
@@ -41,7 +41,7 @@ IDS = torch.arange(3, 20)[None]
 )
 def test_queries_of_a_fused_projection(text: str, queries: list[int]) -> None:
     sizes = {"kv": 2, "group": 2, "d": 3}
-    assert np.flatnonzero(first_terms(parse(text), sizes)).tolist() == queries
+    assert np.flatnonzero(of_term(parse(text), sizes)).tolist() == queries
 
 
 def test_a_progression_of_pairs_and_the_best_of_the_rest() -> None:

@@ -16,6 +16,9 @@ _BASE: dict[str, Any] = dict(
 # Where the class computes head_dim = hidden / heads. A quarter of 24 channels is three rotary pairs: two can stay.
 _SQUARE: dict[str, Any] = {**_BASE, "hidden_size": 96, "head_dim": None}
 _QUARTER: dict[str, Any] = {**_SQUARE, "hidden_size": 144}
+_MAMBA: dict[str, Any] = dict(
+    n_groups=3, mamba_num_heads=12, mamba_head_dim=10, ssm_state_size=7, conv_kernel=4, chunk_size=8,
+)  # fmt: skip
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
 
@@ -25,6 +28,10 @@ def _of(base: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 TINY: dict[str, dict[str, Any]] = {
+    "nemotron_h": _of(
+        _BASE, hidden_size=44, **_MAMBA, use_bias=True, mlp_bias=True,
+        layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention"],
+    ),
     "llama": _of(_BASE, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5),
     "mistral": _of(_BASE, hidden_size=44, tie_word_embeddings=True, rms_norm_eps=1e-5, sliding_window=None),
     "ministral": _of(_BASE, hidden_size=44, sliding_window=8, layer_types=_MIXED),

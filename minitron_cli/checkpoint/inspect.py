@@ -17,7 +17,11 @@ def inspect_checkpoint(reference: str) -> dict[str, Any]:
     """
     path = resolve(reference, config_only=True)
     shape = open_shape(path)
-    axes = [] if shape.family.draft else [axis.name for axis in shape.family.axes if axis.prunable]
+    axes = (
+        []
+        if shape.family.draft
+        else [axis.name for axis in shape.family.axes if axis.prunable and axis.name not in shape.absent]
+    )
     notes = []
     if is_wrapped(path):
         notes.append("the text part of a multimodal checkpoint; `prune --text-only` extracts it and cuts every axis")
@@ -45,6 +49,7 @@ def inspect_checkpoint(reference: str) -> dict[str, Any]:
         "shape": shape.shown(),
         "bytes": nbytes,
         "kv_bytes_per_token": shape.kv_bytes_per_token(),
+        "state_bytes_per_sequence": shape.state_bytes(),
         "axes": axes,
         "notes": notes,
     }

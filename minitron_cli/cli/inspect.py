@@ -32,6 +32,8 @@ def _show_inspect(found: dict[str, Any]) -> str:
         f"  weights     {found['bytes'] / 1e6:,.1f} MB",
         f"  KV cache    {found['kv_bytes_per_token']:,} bytes per token",
     ]
+    if found["state_bytes_per_sequence"]:
+        lines.append(f"  state       {found['state_bytes_per_sequence']:,} bytes per sequence, of any length")
     if found["axes"]:
         lines.append(f"  can cut     {', '.join(found['axes'])}")
     lines += [f"  note        {note}" for note in found["notes"]]

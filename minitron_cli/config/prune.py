@@ -17,6 +17,12 @@ Rescale = Literal["auto", "measured", "analytic", "off"]
 
 Size = Annotated[int, Ge(1)] | None
 
+SIZES = (
+    "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "mamba_groups", "mamba_heads", "mamba_head_dim",
+    "linear_key_heads", "linear_value_heads", "linear_key_dim", "linear_value_dim", "expert_latent",
+)  # fmt: skip
+"""Axes that have an option."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig(WritingConfig):
@@ -35,6 +41,14 @@ class PruneConfig(WritingConfig):
     heads: Size = option(None, "Query heads, cut inside each KV group.")
     kv_heads: Size = option(None, "KV heads; each leaves with its query heads.")
     head_dim: Size = option(None, "Channels per head.")
+    mamba_groups: Size = option(None, "Mamba-2 groups; each leaves with its heads.")
+    mamba_heads: Size = option(None, "Mamba-2 heads, cut inside each group.")
+    mamba_head_dim: Size = option(None, "Channels per Mamba-2 head.")
+    linear_key_heads: Size = option(None, "Key heads of linear attention; each leaves with its value heads.")
+    linear_value_heads: Size = option(None, "Value heads of linear attention, cut inside each key head.")
+    linear_key_dim: Size = option(None, "Channels per key head of linear attention.")
+    linear_value_dim: Size = option(None, "Channels per value head of linear attention.")
+    expert_latent: Size = option(None, "Channels that routed experts read and write, where these are not the hidden.")
     layer_score: LayerScore = option(
         "auto", "What decides which layers leave; auto is what `minitron importance` was told to find, else bi."
     )
@@ -90,5 +104,4 @@ class PruneConfig(WritingConfig):
 
     def target(self) -> dict[str, int]:
         """The sizes the user asked for."""
-        names = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in SIZES if (value := getattr(self, name)) is not None}

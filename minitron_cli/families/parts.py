@@ -89,6 +89,7 @@ class Tap:
     """Where to read an activation: the input or output of a module of the stock model, last dimension as `dims`.
 
     Of a module that returns a tuple (routers: logits first), the first element. `tags` and `conditions` as in Tensor.
+    `part` is the number of the one term that is meant where `dims` has a sum.
     """
 
     module: str
@@ -96,6 +97,7 @@ class Tap:
     dims: str
     tags: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
+    part: int = 0
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,19 @@ BYTES = {
 class Family:
     """One model family. `model_types` are the values of `model_type` in config.json it answers for.
 
-    taps            kind to where it is read: hidden (outputs of norms), attention and ffn (inputs of the projections
-                    that end attention and MLP), mlp (what enters the MLP), query, key and value or the fused qkv
-                    (outputs of the projections), block (decoder layers), head; others only give scores
+    taps            kind to where it is read: hidden (outputs of norms), attention, mixer and ffn (inputs of the
+                    projections that end attention, Mamba or linear attention, and MLP), mlp (what enters the MLP),
+                    query, key and value or the fused qkv (outputs of the projections), block (decoder layers), head,
+                    nested (see there); others only give scores
     when            conditions it also asks: one model type may have several layouts, each a family of its own
     defaults        field defaults of the stock config class, where published configs leave keys out
     layer_rules     each gives every layer at most one tag
+    required        tag that at least one layer must have, to the stock line that fails without
     coupled         axis to the expression the stock class forces it to equal; whichever side is not asked for follows
+    modules         what names on disk begin with, and what the stock model's modules begin with instead
+    nested          axes that are chosen one after another from the taps "nested", innermost first: channels of a head,
+                    heads by what they put out in the channels that stay, groups by what is left of them; the taps'
+                    part holds them row by row, outermost first
     prefix          module prefix that published checkpoints may lack on every name ("transformer." of gpt2)
     tied            tensor to the tensor it is tied to, names on disk
     readers         norm to the linears that read its output, names on disk, where nothing else reads the residual
@@ -57,6 +63,7 @@ class Family:
     dropped         pattern to notice: tensors the stock class does not load; see `dropped_notice`
     dropped_config  what config.json must say once they are gone
     cache           layer tag ("" for every layer) to elements the KV cache holds per token in such a layer
+    state           layer tag to elements of recurrent state that such a layer holds per sequence, whatever its length
     attention       multiply-adds of one query token against one token of context, in a layer that has a cache
     window_key      config key of the tokens that a layer tagged "sliding_attention" keeps
     chosen_key      config key of the routed experts that each token passes
@@ -73,10 +80,13 @@ class Family:
     when: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
     layer_rules: tuple[LayerRule, ...] = ()
+    required: Mapping[str, str] = field(default_factory=dict)
     divides: tuple[Divides, ...] = ()
     coupled: Mapping[str, str] = field(default_factory=dict)
     norm: Norm = field(default_factory=Norm)
     rotary: Rotary | None = None
+    modules: tuple[str, str] = ("", "")
+    nested: tuple[str, ...] = ()
     prefix: str = ""
     tied: Mapping[str, str] = field(default_factory=dict)
     readers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -86,6 +96,7 @@ class Family:
     dropped: Mapping[str, str] = field(default_factory=dict)
     dropped_config: Mapping[str, Any] = field(default_factory=dict)
     cache: Mapping[str, str] = field(default_factory=lambda: {"": "kv_heads*(head_dim + v_head_dim)"})
+    state: Mapping[str, str] = field(default_factory=dict)
     attention: str = "heads*(head_dim + v_head_dim)"
     window_key: str = "sliding_window"
     chosen_key: str = "num_experts_per_tok"
@@ -195,6 +206,16 @@ class Family:
             if match and int(match.groupdict().get("beyond", layers)) >= layers:
                 return notice
         return None
+
+    def module(self, name: str) -> str:
+        """Where the stock model has what is called `name` on disk."""
+        disk, memory = self.modules
+        return memory + name.removeprefix(disk) if name.startswith(disk) else name
+
+    def on_disk(self, module: str) -> str:
+        """What is on disk of a module of the stock model."""
+        disk, memory = self.modules
+        return disk + module.removeprefix(memory) if module.startswith(memory) else module
 
     def cached_elements(self, config: Config) -> int:
         """Elements the KV cache holds per token of context, over all layers; windows count as full attention."""

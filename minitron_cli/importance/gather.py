@@ -8,6 +8,8 @@ import torch
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.importance.depth import DepthScores
 from minitron_cli.importance.layout import Array
+from minitron_cli.importance.nested import KIND as NESTED
+from minitron_cli.importance.nested import NestedScores
 from minitron_cli.importance.residual import KIND, ResidualStream, norm_taps
 from minitron_cli.importance.statistics import SampleStatistic
 from minitron_cli.importance.weighted import WeightedScores
@@ -26,11 +28,13 @@ class Gathered:
     def __init__(self, model: ResidentModel | StreamedModel, config: ImportanceConfig) -> None:
         shape, self.batch = model.shape, 1
         scored, norms = list(place_taps(model.model, shape, KINDS)), norm_taps(model.model, shape)
-        self.taps = scored + norms
+        nested = list(place_taps(model.model, shape, (NESTED,)))
+        self.taps = scored + norms + nested
         self.blocks = list(place_taps(model.model, shape, ("block",)))
         self.width = WidthScores(shape, scored, config.batch_agg, config.seq_agg)
         weighted = "weighted" in config.collect
         self.weighted = WeightedScores(shape, scored, config.batch_agg, config.seq_agg) if weighted else None
+        self.nested = NestedScores(shape, nested, config.batch_agg, config.seq_agg)
         self.depth = DepthScores(shape["layers"])
         self.residual = ResidualStream(shape, norms, model.device, directions="directions" in config.collect)
 
@@ -40,6 +44,9 @@ class Gathered:
         if placed.kind == KIND:
             self.residual.heard(placed, activation)
             return
+        if placed.kind == NESTED:
+            self.nested.heard(placed, activation)
+            return
         self.width.heard(placed, activation)
         if self.weighted is not None:
             self.weighted.heard(placed, activation)
@@ -47,7 +54,7 @@ class Gathered:
     def _statistics(self) -> list[SampleStatistic]:
         weighted = self.weighted.statistics() if self.weighted is not None else []
         own = [*self.width.statistics.values(), *self.depth.statistic, *self.residual.energy.values()]
-        return [*own, *weighted]
+        return [*own, *self.nested.statistics.values(), *weighted]
 
     def state(self) -> tuple[dict[str, torch.Tensor], list[int]]:
         """Every accumulator by number, and the samples each has seen."""
@@ -81,4 +88,4 @@ class Gathered:
     def scores(self) -> dict[str, Array]:
         """Width scores by axis, those that look at weights too (`ffn.contribution`), and `layers.bi`."""
         weighted = self.weighted.scores() if self.weighted is not None else {}
-        return {**self.width.scores(), **weighted, "layers.bi": self.depth.scores().numpy()}
+        return {**self.width.scores(), **self.nested.scores(), **weighted, "layers.bi": self.depth.scores().numpy()}

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from minitron_cli.errors import InputError
 from minitron_cli.importance.layout import (
     BASIS,
+    CELLS,
     DIRECTIONS,
     ENERGY,
     SCORES,
@@ -70,7 +71,7 @@ def load_scores(
     if manifest["inputs"].get("checkpoint") != source:
         raise InputError(f"{directory} scores another checkpoint than the one to be cut; score this one.")
     stored = {name: array.astype(np.float64) for name, array in load_file(directory / SCORES).items()}
-    scores = {name: array for name, array in stored.items() if "." not in name}
+    scores = {name: array for name, array in stored.items() if "." not in name or name == CELLS}
     if width_score != "activation":
         weighted = {name.partition(".")[0]: array for name, array in stored.items() if name.endswith(f".{width_score}")}
         if not weighted:

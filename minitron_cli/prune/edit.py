@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from minitron_cli.checkpoint.blocks import Array, Choice
 from minitron_cli.checkpoint.reader import tensor_of
-from minitron_cli.checkpoint.surgery import Indices, first_terms, positions, softmax_fold
+from minitron_cli.checkpoint.surgery import Indices, of_term, positions, softmax_fold
 from minitron_cli.families.expression import axes, parse
 from minitron_cli.families.schema import Tensor
 from minitron_cli.prune.plan import PrunePlan
@@ -72,7 +72,7 @@ class Edit:
         if not self._folds or "head_dim" not in axes(expression):
             return np.ones(len(chosen), np.float32)
         fold = softmax_fold(self.shape["head_dim"], self.plan.sizes["head_dim"])
-        return np.where(first_terms(expression, self.shape.sizes)[chosen], fold, 1.0).astype(np.float32)
+        return np.where(of_term(expression, self.shape.sizes)[chosen], fold, 1.0).astype(np.float32)
 
 
 def _multiplied(scales: list[Factors], offset: float, dtype: str, values: Array, at: tuple[slice, ...]) -> Array:

@@ -32,6 +32,11 @@ def check_plan(plan: PrunePlan, shape: Shape) -> None:
         raise InputError("The plan was made for a checkpoint of another shape; make it again for this one.")
     for axis, units in {**plan.keep, "layers": plan.layers}.items():
         before, after = shape.sizes.get(axis, 0), plan.sizes.get(axis, 0)
+        if units and isinstance(units[0], list):
+            having = shape.layers_with(axis)
+            units = [each for layer, each in zip(plan.layers, units, strict=False) if each or layer in having]
+            if not units:
+                continue
         for chosen in _innermost(units):
             whole_numbers = all(type(unit) is int for unit in chosen)
             if not whole_numbers or len(chosen) != after or sorted({*chosen} & {*range(before)}) != chosen:

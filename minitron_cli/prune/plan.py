@@ -13,7 +13,8 @@ from minitron_cli.checkpoint.rotary import choose, retuned
 from minitron_cli.checkpoint.surgery import Indices, Kept, new_config
 from minitron_cli.config.prune import Rescale
 from minitron_cli.errors import InputError, ShapeError
-from minitron_cli.importance.layout import Scores
+from minitron_cli.importance.layout import CELLS, Scores
+from minitron_cli.prune.nested import choose_nested
 from minitron_cli.prune.residual import require_readers, require_rotatable, rescaling, tied_head, untying
 from minitron_cli.prune.sizes import complete_target
 from minitron_cli.shape import Shape
@@ -24,7 +25,8 @@ class PrunePlan:
     """What stays. Plain data: printed by --dry-run, saved beside the result, accepted by --plan.
 
     `keep` maps an axis to kept unit numbers, ascending: a list for an axis chosen once for the model; for an axis
-    chosen per layer one list per kept layer (of lists, one per outer unit, for an axis chosen within another).
+    chosen per layer one list per kept layer (of lists, one per outer unit, for an axis chosen within another), empty
+    for layers that have none.
     `rescale` maps a tensor (its name before the cut) to the factor on what it applies. With `rotate`, hidden units are
     the directions of the residual stream by falling energy, whose basis the importance directory `statistics` holds;
     `untied` counts the parameters of a tied head that becomes a matrix of its own by that.
@@ -110,6 +112,10 @@ def make_plan(
     layers = _kept_layers(shape, scores, target, drop_layers)
     sizes = complete_target(shape, {**target, "layers": len(layers)})
     keep: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
+    if CELLS in scores:
+        having = shape.layers_with(family.nested[0])
+        nested = choose_nested(family, scores[CELLS], sizes, layers, having, _choose)
     step = 1
     rotary = family.rotary
     for axis in family.cut_axes:
@@ -119,10 +125,15 @@ def make_plan(
         if rotary is not None and name == rotary.axis:
             # One choice for the model: theta is one number.
             step, keep[name] = choose(rotary, shape.config, scores[name].sum(0), old[name], sizes[name])
+        elif name in nested:
+            keep[name] = nested[name]
         elif name == "hidden" and rotate is not None:
             keep[name] = list(range(sizes[name]))
         elif axis.per_layer:
-            keep[name] = [_choose(name, scores[name][layer], sizes[name]) for layer in layers]
+            having = shape.layers_with(name)
+            keep[name] = [
+                _choose(name, scores[name][layer], sizes[name]) if layer in having else [] for layer in layers
+            ]
         else:
             keep[name] = _choose(name, scores[name], sizes[name])
     plan = PrunePlan(family.name, dict(old), sizes, layers, keep, step, ranked_by, shape.params, 0)
@@ -163,17 +174,42 @@ def _kept_layers(shape: Shape, scores: Scores, target: Mapping[str, int], drop: 
     for layer in drop:
         if layer >= count:
             raise ShapeError(f"--drop-layers {layer}: the model has layers 0 to {count - 1}.")
+    wanted = target.get("layers", count)
+    if wanted > count:
+        raise ShapeError(f"--layers {wanted} is larger than the original {count}; pruning only removes.")
     if drop:
         kept = [layer for layer in range(count) if layer not in drop]
-        if not kept:
-            raise ShapeError("--drop-layers would remove every layer.")
-        return kept
-    wanted = target.get("layers", count)
-    if wanted >= count:
-        if wanted > count:
-            raise ShapeError(f"--layers {wanted} is larger than the original {count}; pruning only removes.")
+    elif wanted == count:
         return list(range(count))
-    return _choose("layers", scores["layers"], wanted)
+    else:
+        kept = _best_layers(shape, scores["layers"], wanted)
+    if not kept:
+        raise ShapeError("--drop-layers would remove every layer.")
+    for tag, source in shape.family.required.items():
+        having = _tagged(shape, tag)
+        if having and not having & {*kept}:
+            raise ShapeError(f"At least one {tag.replace('_', ' ')} layer must stay, of {_listed(having)} ({source}).")
+    return kept
+
+
+def _best_layers(shape: Shape, scores: Any, wanted: int) -> list[int]:
+    """The best layers; of each kind that the stock class needs the best one is among them."""
+    values = np.asarray(scores, np.float64)
+    for tag in shape.family.required:
+        having = sorted(_tagged(shape, tag))
+        if having and wanted > 0:
+            values = values.copy()
+            values[max(having, key=lambda layer: float(values[layer]))] = values.max() + 1
+    return _choose("layers", values, wanted)
+
+
+def _tagged(shape: Shape, tag: str) -> set[int]:
+    tags = shape.family.layer_tags(shape.config, shape["layers"])
+    return {layer for layer, words in enumerate(tags) if tag in words}
+
+
+def _listed(layers: set[int]) -> str:
+    return ", ".join(map(str, sorted(layers)))
 
 
 def _choose(name: str, scores: Any, count: int) -> list[Any]:

@@ -21,7 +21,6 @@ from minitron_cli.families.expression import parse, size
 from minitron_cli.families.schema import Tap
 from minitron_cli.importance.activations import Activations
 from minitron_cli.importance.store import load_basis
-from minitron_cli.importance.width import ENDS
 from minitron_cli.models.streaming import StreamedModel, weight_bytes
 from minitron_cli.models.taps import PlacedTap, find_taps, listening
 from minitron_cli.prune.plan import PrunePlan
@@ -31,6 +30,9 @@ from minitron_cli.runtime.memory import available_bytes, require_memory
 from minitron_cli.runtime.progress import Progress
 from minitron_cli.shape import Shape
 from minitron_cli.tokens import Split
+
+ENDS = ("attention", "mixer", "ffn")
+"""Taps on what enters the projections that write into the residual stream, in the order of a layer."""
 
 HELD_OUT = 8
 """One in so many sequences chooses the damping."""
@@ -62,7 +64,7 @@ def projections(shape: Shape) -> dict[int, list[Projection]]:
     found: dict[int, list[Projection]] = {layer: [] for layer in range(shape["layers"])}
     for kind in ENDS:
         for tap, layer in find_taps(shape, kind):
-            name = tap.module.format(layer=layer) + ".weight"
+            name = shape.family.on_disk(tap.module.format(layer=layer)) + ".weight"
             tensor = declared.get(name)
             if (
                 layer is None

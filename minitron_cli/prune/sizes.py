@@ -24,6 +24,8 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
         raise ShapeError(f"{family.name} can be inspected but not pruned yet; its cuts are not proven.")
     for name, value in target.items():
         axis = family.axis(name)
+        if name in shape.absent:
+            raise ShapeError(f"--{name.replace('_', '-')}: no layer of this {family.name} model has any.")
         if not axis.prunable and value != old[name]:
             raise ShapeError(f"--{name.replace('_', '-')}: {family.name} cannot cut it ({axis.why_not or 'derived'}).")
         if value > old[name]:
@@ -35,11 +37,13 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
     sizes = following(family, old, target)
     check_rules(family, sizes)
     check_rotation(shape, sizes)
-    if sizes.get("group", 0) > old.get("group", 0):
-        raise ShapeError(
-            f"{sizes['heads']} heads on {sizes['kv_heads']} KV heads make {sizes['group']} per group; the original "
-            f"has {old['group']}; give --heads {sizes['kv_heads'] * old['group']} or fewer."
-        )
+    for member, (over, under) in members(family).items():
+        if sizes[member] > old[member]:
+            most, option = sizes[under] * old[member], over.replace("_", "-")
+            raise ShapeError(
+                f"{over} {sizes[over]} on {under} {sizes[under]} make {sizes[member]} each; the original has "
+                f"{old[member]}; give --{option} {most} or fewer."
+            )
     for name, value in sizes.items():
         if value != target.get(name, value):
             raise ShapeError(f"{family.name} computes {name} {value} from the other sizes, not {target[name]}.")
@@ -51,8 +55,13 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
 def following(family: Family, old: Mapping[str, int], target: Mapping[str, int]) -> dict[str, int]:
     """The target with what follows from it: query heads of removed KV heads, coupled and derived axes."""
     sizes = {**old, **target}
-    if "kv_heads" in target and "heads" not in target:
-        sizes["heads"] = target["kv_heads"] * (old["heads"] // old["kv_heads"])
+    for member, (over, under) in members(family).items():
+        if under in target and over not in target:
+            sizes[over] = target[under] * old[member]
+    for axis in family.axes:
+        # A name for another axis: every query head of these classes is a KV head.
+        if axis.prunable and not axis.key and axis.default in old and axis.name in target:
+            sizes[str(axis.default)] = target.get(str(axis.default), target[axis.name])
     changed = {name for name in sizes if sizes[name] != old[name]}
     for name, expression in family.coupled.items():
         if name not in target and changed & axes(parse(expression)):
@@ -63,6 +72,20 @@ def following(family: Family, old: Mapping[str, int], target: Mapping[str, int])
         if not axis.key and isinstance(axis.default, str):
             sizes[axis.name] = formula(axis.default, sizes)
     return sizes
+
+
+def members(family: Family) -> dict[str, tuple[str, str]]:
+    """Axes whose units lie inside those of another (query heads of a KV head): member to (all of them, the outer axis).
+
+    Cutting the outer axis takes its members along.
+    """
+    found = {}
+    for axis in family.axes:
+        if isinstance(axis.default, str) and "//" in axis.default and axis.within:
+            over, _, under = axis.default.split()
+            if under == axis.within:
+                found[axis.name] = (over, under)
+    return found
 
 
 def check_rules(family: Family, sizes: Mapping[str, int]) -> None:

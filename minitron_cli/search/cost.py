@@ -81,8 +81,11 @@ class Costs:
         seen = self.shape.seen_tokens(context)
         layers = []
         for tags, tokens in zip(self._tags, seen, strict=True):
-            texts = [text for tag, text in self.family.cache.items() if not tag or tag in tags]
-            layers.append(_scaled(_total(self._expanded((text,)) for text in texts), tokens))
+            cache, state = (
+                _total(self._expanded((text,)) for tag, text in texts.items() if not tag or tag in tags)
+                for texts in (self.family.cache, self.family.state)
+            )
+            layers.append(_total((_scaled(cache, tokens), state)))
         return Cost(Polynomial(), tuple(layers))
 
     def flops_per_token(self, context: int) -> Cost:
