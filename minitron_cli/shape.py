@@ -24,6 +24,12 @@ EXPERTS = re.compile(r"\.experts\.(?:(\d+)\.)?")
 """In names of routed experts on disk; with the number of the expert, where each has tensors of its own."""
 
 
+def expert_of(name: str) -> int | None:
+    """The routed expert that a tensor of this name belongs to; None where it belongs to none, or to all."""
+    found = EXPERTS.search(name)
+    return int(found[1]) if found and found[1] else None
+
+
 @dataclass(frozen=True)
 class Shape:
     """The sizes of one architecture.
@@ -108,9 +114,7 @@ class Shape:
     @property
     def experts_per_token(self) -> int:
         """Routed experts that each token passes; 0 in a dense model, all where the config does not say."""
-        experts = self.sizes.get("experts", 0)
-        chosen = lookup(self.family.with_defaults(self.config), self.family.chosen_key)
-        return min(experts, chosen) if isinstance(chosen, int) and chosen > 0 else experts
+        return self.family.chosen_experts(self.config, self.sizes)
 
     def _elements(self, *, active: bool = False) -> list[tuple[Tensor, int]]:
         """(declaration, elements of all tensors that follow it) of all parameters; `active`: of chosen experts."""

@@ -91,6 +91,42 @@ TINY: dict[str, dict[str, Any]] = {
         _SQUARE, ffn_hidden_size=56, multi_query=False, alibi=True, parallel_attn=False, bias=True, num_kv_heads=6
     ),
 }  # fmt: skip
+# Widths that experts are run with are multiples of 8 (grouped_mm).
+_EXPERTS: dict[str, Any] = {**_BASE, "hidden_size": 40, "intermediate_size": 24, "num_experts_per_tok": 2}
+_SPARSE: dict[str, Any] = {
+    **_EXPERTS, "intermediate_size": 56, "num_experts": 5, "moe_intermediate_size": 24,
+}  # fmt: skip
+_LATENT: dict[str, Any] = _of(
+    _EXPERTS, head_dim=None, intermediate_size=56, num_key_value_heads=6, q_lora_rank=20, kv_lora_rank=28,
+    qk_nope_head_dim=10, qk_rope_head_dim=12, v_head_dim=14, n_routed_experts=10, num_experts_per_tok=3, n_group=2,
+    topk_group=1, n_shared_experts=2, moe_intermediate_size=24, first_k_dense_replace=1,
+)  # fmt: skip
+TINY |= {
+    "mixtral": _of(_EXPERTS, num_local_experts=5, sliding_window=8),
+    "qwen2_moe": _of(
+        _SPARSE, head_dim=None, hidden_size=96, shared_expert_intermediate_size=32, mlp_only_layers=[1],
+        use_sliding_window=True, sliding_window=8, max_window_layers=3,
+    ),
+    "qwen2_moe-renormalised": _of(
+        _SPARSE, shared_expert_intermediate_size=32, decoder_sparse_step=2, qkv_bias=False, norm_topk_prob=True
+    ),
+    "qwen3_moe": _of(_SPARSE, decoder_sparse_step=2, mlp_only_layers=[], norm_topk_prob=True, attention_bias=True),
+    "qwen3_moe-windows": _of(_SPARSE, use_sliding_window=True, sliding_window=8, mlp_only_layers=[2]),
+    "olmoe": _of(_EXPERTS, head_dim=None, hidden_size=96, num_experts=5, attention_bias=True),
+    "olmoe-clipped": _of(
+        _EXPERTS, head_dim=None, hidden_size=96, num_experts=5, attention_bias=True, norm_topk_prob=True, clip_qkv=2.0
+    ),
+    "phimoe": _of(_EXPERTS, num_local_experts=5, attention_bias=True, lm_head_bias=True),
+    "granitemoe": _of(
+        _EXPERTS, num_local_experts=5, attention_bias=True, embedding_multiplier=3.0, logits_scaling=2.0,
+        residual_multiplier=0.7, attention_multiplier=0.3, tie_word_embeddings=True,
+    ),
+    "gpt_oss": _of(
+        _EXPERTS, num_local_experts=5, sliding_window=8, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+    ),
+    "deepseek_v3": _of(_LATENT, attention_bias=True),
+    "deepseek_v3-full_query": _of(_LATENT, q_lora_rank=None, norm_topk_prob=False, rope_interleave=False),
+}  # fmt: skip
 for _name, _config in TINY.items():
     if _name.startswith("falcon"):
         for _key in ("intermediate_size", "num_key_value_heads"):

@@ -183,6 +183,26 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Tensors of one size behind one another, each cut in its own way."""
+
+    parts: tuple[Cut, ...]
+    part_bytes: int
+
+    def blocks(self, limit: int | None = None) -> Iterator[tuple[int, Produce]]:
+        """The parts in order, each as `Cut.blocks`."""
+        for number, part in enumerate(self.parts):
+            for place, produce in part.blocks(limit):
+                yield number * self.part_bytes + place, produce
+
+    def __call__(self) -> torch.Tensor:
+        """The whole result in memory, in its own dtype, on the CPU."""
+        import torch
+
+        return torch.stack([part() for part in self.parts])
+
+
+@dataclass(frozen=True)
 class Whole:
     """A tensor on disk of which everything stays."""
 

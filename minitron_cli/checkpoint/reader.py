@@ -47,6 +47,12 @@ class Entry:
     def nbytes(self) -> int:
         return self.offsets[1] - self.offsets[0]
 
+    def part(self, number: int) -> Entry:
+        """One of the equal tensors that are stacked along the first dimension."""
+        size = self.nbytes // self.shape[0]
+        start = self.offsets[0] + number * size
+        return Entry(self.name, self.file, self.dtype, self.shape[1:], (start, start + size))
+
 
 def read_config(path: Path) -> dict[str, Any]:
     """config.json as a dictionary.

@@ -22,12 +22,19 @@ needs no renumbering.
 """
 
 
-def positions(expression: Expression, sizes: Mapping[str, int], kept: Kept, within: Mapping[str, str]) -> Indices:
+def positions(
+    expression: Expression,
+    sizes: Mapping[str, int],
+    kept: Kept,
+    within: Mapping[str, str],
+    outer: Mapping[str, int] | None = None,
+) -> Indices:
     """Kept positions of a dimension, in the order they will be written: (kept positions,).
 
-    `sizes` are the original sizes; `within` maps an axis to the axis its choice depends on.
+    `sizes` are the original sizes; `within` maps an axis to the axis its choice depends on; `outer` maps axes to the
+    unit that the whole tensor belongs to (the expert).
     """
-    return _positions(expression, sizes, kept, within, {})
+    return _positions(expression, sizes, kept, within, outer or {})
 
 
 def _positions(
@@ -150,7 +157,13 @@ def new_config(
         # An axis the stock class derives from others must be written out once those change.
         derived = isinstance(axis.default, str) and lookup(config, axis.key) is None
         if axis.key and (sizes[axis.name] != old[axis.name] or derived):
-            _set(result, axis.key, sizes[axis.name])
+            for key in [other for other, key in family.spellings.items() if key == axis.key and other in config]:
+                _set(result, key, sizes[axis.name])
+            if axis.key in config or axis.key not in family.spellings.values():
+                _set(result, axis.key, sizes[axis.name])
+    chosen = family.chosen_experts(config, sizes)
+    if chosen != family.chosen_experts(config, old):
+        _set(result, str(family.chosen_key), chosen)
     if len(kept_layers) != old["layers"]:
         for rule in family.layer_rules:
             _cut_rule(result, rule, family.with_defaults(config), kept_layers)

@@ -18,8 +18,9 @@ Rescale = Literal["auto", "measured", "analytic", "off"]
 Size = Annotated[int, Ge(1)] | None
 
 SIZES = (
-    "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "mamba_groups", "mamba_heads", "mamba_head_dim",
-    "linear_key_heads", "linear_value_heads", "linear_key_dim", "linear_value_dim", "expert_latent",
+    "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "experts", "expert_ffn", "shared_ffn", "expert_latent",
+    "q_rank", "kv_rank", "v_head_dim", "mamba_groups", "mamba_heads", "mamba_head_dim", "linear_key_heads",
+    "linear_value_heads", "linear_key_dim", "linear_value_dim",
 )  # fmt: skip
 """Axes that have an option."""
 
@@ -41,6 +42,13 @@ class PruneConfig(WritingConfig):
     heads: Size = option(None, "Query heads, cut inside each KV group.")
     kv_heads: Size = option(None, "KV heads; each leaves with its query heads.")
     head_dim: Size = option(None, "Channels per head.")
+    experts: Size = option(None, "Routed experts per layer; the router loses their rows.")
+    expert_ffn: Size = option(None, "Width of each routed expert.")
+    shared_ffn: Size = option(None, "Width of the shared expert.")
+    expert_latent: Size = option(None, "Channels that routed experts read and write, where these are not the hidden.")
+    q_rank: Size = option(None, "Latent attention: rank of the queries.")
+    kv_rank: Size = option(None, "Latent attention: rank of keys and values, which is what the cache holds.")
+    v_head_dim: Size = option(None, "Latent attention: channels per value head.")
     mamba_groups: Size = option(None, "Mamba-2 groups; each leaves with its heads.")
     mamba_heads: Size = option(None, "Mamba-2 heads, cut inside each group.")
     mamba_head_dim: Size = option(None, "Channels per Mamba-2 head.")
@@ -48,7 +56,6 @@ class PruneConfig(WritingConfig):
     linear_value_heads: Size = option(None, "Value heads of linear attention, cut inside each key head.")
     linear_key_dim: Size = option(None, "Channels per key head of linear attention.")
     linear_value_dim: Size = option(None, "Channels per value head of linear attention.")
-    expert_latent: Size = option(None, "Channels that routed experts read and write, where these are not the hidden.")
     layer_score: LayerScore = option(
         "auto", "What decides which layers leave; auto is what `minitron importance` was told to find, else bi."
     )

@@ -17,6 +17,7 @@ class Axis:
     key is absent or null: a number or a left-to-right formula over other axes ("hidden // heads", "4 * hidden").
     An axis without a key is always derived. `prunable` axes may be cut; `why_not` quotes the stock class otherwise.
     `within` makes the choice of units depend on another axis: members of `group` are chosen per KV head.
+    `evenly` names the axis that counts equal runs of units, each of which keeps the same number (groups of experts).
     `length_of` names per-layer lists whose length overrides `key` (Nemotron-H ignores num_hidden_layers): first wins.
     """
 
@@ -26,6 +27,7 @@ class Axis:
     prunable: bool = False
     why_not: str = ""
     within: str = ""
+    evenly: str = ""
     per_layer: bool = False
     length_of: tuple[str, ...] = ()
 
@@ -60,15 +62,15 @@ class Tensor:
     `tags`: layer tags that must all be present; `conditions`: config conditions that must all hold; `otherwise`: the
     declaration that holds where they do not, for a name whose dimensions depend on the config or the layer.
     `role`: "norm" (statistics run over its one axis), "query" (carries the softmax scale of its head_dim; in a fused
-    tensor the queries are the first term of the sum), "query_norm" (both: a norm of queries), "buffer" (saved, but
-    not a parameter), or "". Statistics of a norm run over its last dimension. `norm`: how it works where it is not the
-    family's.
+    tensor the queries are the first term of the sum), "query_norm" (both: a norm of queries), "router" (gives each
+    expert its score), "buffer" (saved, but not a parameter), or "". Statistics of a norm run over its last dimension.
+    `norm`: how it works where it is not the family's.
     """
 
     dims: tuple[str, ...]
     tags: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
-    role: Literal["", "norm", "query", "query_norm", "buffer"] = ""
+    role: Literal["", "norm", "query", "query_norm", "router", "buffer"] = ""
     norm: Norm | None = None
     otherwise: Tensor | None = None
 
@@ -110,11 +112,21 @@ class Divides:
 
 
 @dataclass(frozen=True)
+class Least:
+    """Axis `axis` must be at least `size` (axes multiplied, or a number); `source` quotes the stock line."""
+
+    axis: str
+    size: str
+    source: str
+
+
+@dataclass(frozen=True)
 class Rotary:
     """Rotary position embedding: frequencies depend on the size of `axis`.
 
     layout: "half" pairs channel j with j + d/2, "interleaved" pairs 2j with 2j + 1. `types` are the rope types whose
-    scaling acts on each frequency alone, so that a progression of kept pairs is the same function with another theta.
+    scaling acts on each frequency alone, so that a progression of kept pairs is the same function with another theta;
+    `type_default` is the type where the config names none.
     Only the first `fraction` of the channels turns. `theta_key` and `fraction_key` are legacy top-level keys (""
     where there is none; a class without `fraction_key` reads no fraction at all); transformers 5 writes
     rope_parameters.rope_theta and .partial_rotary_factor. `sections` are the layer types that have rope parameters of
@@ -128,6 +140,7 @@ class Rotary:
     fraction: float = 1.0
     fraction_key: str = ""
     types: tuple[str, ...] = ("default", "linear", "llama3")
+    type_default: str = "default"
     sections: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
 

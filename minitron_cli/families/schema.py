@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from minitron_cli.errors import FamilyError, ShapeError
 from minitron_cli.families.expression import axes, parse, size
-from minitron_cli.families.parts import Axis, Divides, Norm, Rotary, Tap, Tensor, unscaled, without
+from minitron_cli.families.parts import Axis, Divides, Least, Norm, Rotary, Tap, Tensor, unscaled, without
 from minitron_cli.families.reading import Config, LayerRule, formula, holds, lookup
 
 __all__ = [
-    "BYTES", "Axis", "Config", "Divides", "Family", "LayerRule", "Norm", "Rotary", "Tap", "Tensor",
+    "BYTES", "Axis", "Config", "Divides", "Family", "LayerRule", "Least", "Norm", "Rotary", "Tap", "Tensor",
     "formula", "holds", "lookup", "unscaled", "without",
 ]  # fmt: skip
 
@@ -42,10 +42,11 @@ class Family:
 
     taps            kind to where it is read: hidden (outputs of norms), attention, mixer and ffn (inputs of the
                     projections that end attention, Mamba or linear attention, and MLP), mlp (what enters the MLP),
-                    query, key and value or the fused qkv (outputs of the projections), block (decoder layers), head,
-                    nested (see there); others only give scores
+                    query, key and value or the fused qkv (outputs of the projections), experts (the module that holds
+                    the routed ones), block (decoder layers), head, nested (see there); others only give scores
     when            conditions it also asks: one model type may have several layouts, each a family of its own
     defaults        field defaults of the stock config class, where published configs leave keys out
+    spellings       further spelling of a config key to the key; the stock class reads both
     layer_rules     each gives every layer at most one tag
     required        tag that at least one layer must have, to the stock line that fails without
     coupled         axis to the expression the stock class forces it to equal; whichever side is not asked for follows
@@ -66,7 +67,9 @@ class Family:
     state           layer tag to elements of recurrent state that such a layer holds per sequence, whatever its length
     attention       multiply-adds of one query token against one token of context, in a layer that has a cache
     window_key      config key of the tokens that a layer tagged "sliding_attention" keeps
-    chosen_key      config key of the routed experts that each token passes
+    least           smallest sizes that the stock class can run
+    chosen_key      config key of the routed experts that each token passes; their number where the class fixes it
+    choosable       formula of the most that it can pass
     embed_scale     axis whose square root multiplies the embeddings ("hidden" in Gemma)
     softcap_key     config key of the cap c in logits = c * tanh(logits / c)
     draft           tensors are explained (inspect works) and pruning is refused until the family is proven
@@ -79,6 +82,7 @@ class Family:
     taps: Mapping[str, tuple[Tap, ...]] = field(default_factory=dict)
     when: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    spellings: Mapping[str, str] = field(default_factory=dict)
     layer_rules: tuple[LayerRule, ...] = ()
     required: Mapping[str, str] = field(default_factory=dict)
     divides: tuple[Divides, ...] = ()
@@ -99,7 +103,9 @@ class Family:
     state: Mapping[str, str] = field(default_factory=dict)
     attention: str = "heads*(head_dim + v_head_dim)"
     window_key: str = "sliding_window"
-    chosen_key: str = "num_experts_per_tok"
+    least: tuple[Least, ...] = ()
+    chosen_key: str | int = "num_experts_per_tok"
+    choosable: str = "experts"
     embed_scale: str = ""
     softcap_key: str = ""
     draft: bool = False
@@ -136,18 +142,19 @@ class Family:
                 yield here
                 here = here.otherwise
 
-    def axes_with(self, *changed: Axis) -> tuple[Axis, ...]:
-        """This family's axes with some replaced (by name) or added at the end."""
+    def axes_with(self, *changed: Axis, without: str = "") -> tuple[Axis, ...]:
+        """This family's axes with some replaced (by name) or added at the end, and without one."""
         by_name = {axis.name: axis for axis in changed}
         own = {axis.name for axis in self.axes}
         return (
-            *(by_name.get(axis.name, axis) for axis in self.axes),
+            *(by_name.get(axis.name, axis) for axis in self.axes if axis.name != without),
             *(axis for axis in changed if axis.name not in own),
         )
 
     def with_defaults(self, config: Config) -> Config:
         """The config with the stock class's defaults under absent keys; an explicit null stays (see the module)."""
-        return {**self.defaults, **config}
+        spelled = {key: config[other] for other, key in self.spellings.items() if other in config}
+        return {**self.defaults, **spelled, **config}
 
     def sizes(self, config: Config) -> dict[str, int]:
         """Every axis's size, read from the config or computed as the stock class does.
@@ -165,6 +172,23 @@ class Family:
                 raise ShapeError(f"config.json: '{axis.key or axis.name}' must be a whole number, got {value!r}.")
             sizes[axis.name] = value
         return sizes
+
+    def chosen_experts(self, config: Config, sizes: Mapping[str, int]) -> int:
+        """Routed experts that each token passes: as many as the config says, or as the router can choose; 0: dense."""
+        if "experts" not in sizes:
+            return 0
+        fixed = isinstance(self.chosen_key, int)
+        told = self.chosen_key if fixed else lookup(self.with_defaults(config), str(self.chosen_key))
+        most = formula(self.choosable, sizes)
+        return min(told, most) if isinstance(told, int) and told > 0 else most
+
+    def taken_apart(self, tensor: Tensor) -> Tensor | None:
+        """What a stacked tensor holds of each expert, where experts choose their own units; None for all others."""
+        if tensor.dims[0] != "experts":
+            return None
+        own = {axis.name for axis in self.axes if axis.within == "experts"}
+        nested = any(axes(parse(dim)) & own for dim in tensor.dims[1:])
+        return replace(tensor, dims=tensor.dims[1:]) if nested else None
 
     def layer_tags(self, config: Config, layers: int) -> list[frozenset[str]]:
         """The tags of each layer."""

@@ -21,7 +21,7 @@ Factors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Edit:
-    """A tensor of the original by its name there, and the plan."""
+    """A tensor of the original by its name there, and the plan; `expert` is the routed one that it belongs to."""
 
     shape: Shape
     plan: PrunePlan
@@ -29,6 +29,7 @@ class Edit:
     tensor: Tensor
     layer: int | None
     dtype: str
+    expert: int | None = None
 
     def choice(self) -> Choice:
         """What stays, and what is done to it."""
@@ -41,7 +42,8 @@ class Edit:
         """Kept positions of every dimension; of the axis `whole` all are kept."""
         within = {axis.name: axis.within for axis in self.shape.family.axes if axis.within}
         kept = {name: units for name, units in self.plan.kept(self.layer).items() if name != whole}
-        return [positions(parse(text), self.shape.sizes, kept, within) for text in self.tensor.dims]
+        outer = {} if self.expert is None else {"experts": self.expert}
+        return [positions(parse(text), self.shape.sizes, kept, within, outer) for text in self.tensor.dims]
 
     def scales(self, selections: list[Indices]) -> list[Factors]:
         """Factors of the kept positions of every dimension; their product is what a value is multiplied by."""

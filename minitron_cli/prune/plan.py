@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,12 @@ class PrunePlan:
                 f"This is not a prune plan ({error}); make one with `minitron prune --dry-run --json`."
             ) from None
 
-    def kept(self, layer: int | None) -> Kept:
+    @cached_property
+    def kept(self) -> Callable[[int | None], Kept]:
         """Kept units of every cut axis, as seen by one layer (original number) or outside the layers."""
+        return lru_cache(4)(self._kept)
+
+    def _kept(self, layer: int | None) -> Kept:
         result: dict[str, Indices] = {}
         for axis, units in self.keep.items():
             array = (
@@ -131,8 +136,9 @@ def make_plan(
             keep[name] = list(range(sizes[name]))
         elif axis.per_layer:
             having = shape.layers_with(name)
+            blocks = sizes[axis.evenly] if axis.evenly else 1
             keep[name] = [
-                _choose(name, scores[name][layer], sizes[name]) if layer in having else [] for layer in layers
+                _choose(name, scores[name][layer], sizes[name], blocks) if layer in having else [] for layer in layers
             ]
         else:
             keep[name] = _choose(name, scores[name], sizes[name])
@@ -212,8 +218,8 @@ def _listed(layers: set[int]) -> str:
     return ", ".join(map(str, sorted(layers)))
 
 
-def _choose(name: str, scores: Any, count: int) -> list[Any]:
-    """The best units of an axis, as a plan lists them.
+def _choose(name: str, scores: Any, count: int, blocks: int = 1) -> list[Any]:
+    """The best units of an axis, equally many of each block, as a plan lists them.
 
     Raises:
         InputError: the scores are not numbers, or all the same.
@@ -223,8 +229,12 @@ def _choose(name: str, scores: Any, count: int) -> list[Any]:
         raise InputError(f"Scores of {name} are not finite; score the checkpoint again, with --dtype float32.")
     if values.size > 1 and values.min() == values.max():
         raise InputError(f"All scores of {name} are the same, so they rank nothing; score again, on other data.")
-    chosen: list[Any] = top_units(values, count).tolist()
-    return chosen
+    if blocks == 1:
+        chosen: list[Any] = top_units(values, count).tolist()
+        return chosen
+    starts = np.arange(blocks)[:, None] * (len(values) // blocks)
+    evenly: list[Any] = (top_units(values.reshape(blocks, -1), count // blocks) + starts).reshape(-1).tolist()
+    return evenly
 
 
 def top_units(scores: Indices | Any, count: int) -> Indices:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from minitron_cli.checkpoint.rotary import rope_types, turning
 from minitron_cli.errors import ShapeError
 from minitron_cli.families.expression import axes, parse, size
-from minitron_cli.families.schema import Family, formula
+from minitron_cli.families.schema import Axis, Family, formula
 from minitron_cli.shape import Shape
 
 
@@ -27,7 +27,7 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
         if name in shape.absent:
             raise ShapeError(f"--{name.replace('_', '-')}: no layer of this {family.name} model has any.")
         if not axis.prunable and value != old[name]:
-            raise ShapeError(f"--{name.replace('_', '-')}: {family.name} cannot cut it ({axis.why_not or 'derived'}).")
+            raise ShapeError(f"--{name.replace('_', '-')}: {family.name} cannot cut it ({_why_not(axis)}).")
         if value > old[name]:
             raise ShapeError(
                 f"--{name.replace('_', '-')} {value} is larger than the original {old[name]}; pruning only removes."
@@ -43,6 +43,12 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
             raise ShapeError(
                 f"{over} {sizes[over]} on {under} {sizes[under]} make {sizes[member]} each; the original has "
                 f"{old[member]}; give --{option} {most} or fewer."
+            )
+    for axis in family.axes:
+        if axis.why_not and axis.name not in family.coupled and sizes[axis.name] != old[axis.name]:
+            raise ShapeError(
+                f"{axis.name} would change from {old[axis.name]} to {sizes[axis.name]}, which {family.name} cannot cut "
+                f"({axis.why_not})."
             )
     for name, value in sizes.items():
         if value != target.get(name, value):
@@ -88,8 +94,12 @@ def members(family: Family) -> dict[str, tuple[str, str]]:
     return found
 
 
+def _why_not(axis: Axis) -> str:
+    return axis.why_not or f"the stock class computes it as {axis.default}"
+
+
 def check_rules(family: Family, sizes: Mapping[str, int]) -> None:
-    """Divisibility rules of the stock class, and coupled axes.
+    """Divisibility rules and smallest sizes of the stock class, and coupled axes.
 
     Raises:
         ShapeError: with the rule's source.
@@ -98,8 +108,15 @@ def check_rules(family: Family, sizes: Mapping[str, int]) -> None:
         divisor = size(parse(rule.divisor), sizes)
         if divisor and sizes[rule.axis] % divisor:
             raise ShapeError(
-                f"{rule.axis} {sizes[rule.axis]} is not a multiple of {rule.divisor} {divisor}, and the stock class "
-                f"refuses that ({rule.source})."
+                f"{rule.axis} {sizes[rule.axis]} is not a multiple of "
+                f"{'' if rule.divisor.isdigit() else rule.divisor + ' '}{divisor}, and the stock class refuses that "
+                f"({rule.source})."
+            )
+    for least in family.least:
+        smallest = size(parse(least.size), sizes)
+        if 0 < sizes[least.axis] < smallest:
+            raise ShapeError(
+                f"{least.axis} {sizes[least.axis]} is too few: the stock class needs {smallest} ({least.source})."
             )
     for axis, expression in family.coupled.items():
         if sizes[axis] != size(parse(expression), sizes):

@@ -147,7 +147,7 @@ def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
         from minitron_cli.importance.weights import normed_tensors, weight_norm_scores
 
         say("No --importance given: units are ranked by weight norms.")
-        total = sum(entry.nbytes for entry, _, _ in normed_tensors(checkpoint))
+        total = sum(each.entry.nbytes for each in normed_tensors(checkpoint))
         with Progress("weight norms", total, "bytes") as progress:
             scores, ranked_by = weight_norm_scores(checkpoint, on_bytes=progress.advance), "weight norms"
     return make_plan(

@@ -109,7 +109,7 @@ class Costs:
 
     def extended(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """The sizes with the names that only costs know."""
-        return {**sizes, CHOSEN: min(sizes.get("experts", 0), self.shape.experts_per_token)}
+        return {**sizes, CHOSEN: self.family.chosen_experts(self.shape.config, sizes)}
 
     def bounds(self, low: Mapping[str, int], high: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
         """Sizes below and above those of every point between two corners, which are given as targets of a cut."""
