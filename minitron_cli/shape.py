@@ -116,6 +116,12 @@ class Shape:
         """Routed experts that each token passes; 0 in a dense model, all where the config does not say."""
         return self.family.chosen_experts(self.config, self.sizes)
 
+    @property
+    def inner(self) -> int:
+        """Most channels that a token has inside the MLP of a layer: a dense one's, or of all experts that it passes."""
+        routed = self.experts_per_token * self.sizes.get("expert_ffn", 0) + self.sizes.get("shared_ffn", 0)
+        return max(self.sizes.get("ffn", 0), routed)
+
     def _elements(self, *, active: bool = False) -> list[tuple[Tensor, int]]:
         """(declaration, elements of all tensors that follow it) of all parameters; `active`: of chosen experts."""
         chosen = self.experts_per_token

@@ -41,10 +41,12 @@ def make_model(
 
 
 def steady_stream(model: torch.nn.Module) -> None:
-    """Embeddings give the channel `STEADY` one value, and nothing adds to it."""
+    """Embeddings give the channel `STEADY` one value, nothing adds to it, and routers look at the others."""
     embeddings = model.get_input_embeddings().weight
-    embeddings[:, STEADY] = 3.0
+    embeddings[:, STEADY] = 1.0
     for name, parameter in model.named_parameters():
+        if re.search(r"\.(gate|router)\.weight$", name):
+            parameter[:, STEADY] = 0
         if re.search(r"\.(o_proj|down_proj|out_proj|fc2_latent_proj)([._](weight|bias))?$", name):
             lengths = list(parameter.shape)
             if embeddings.shape[1] in lengths:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from minitron_cli.config.base import WritingConfig, argument, option
-from minitron_cli.config.importance import LayerScore, WidthScore
+from minitron_cli.config.importance import ExpertScore, LayerScore, WidthScore
 from minitron_cli.errors import ConfigError
 
 Rescale = Literal["auto", "measured", "analytic", "off"]
@@ -63,6 +63,11 @@ class PruneConfig(WritingConfig):
         "activation",
         "What decides which neurons and heads leave: activations, these weighted by outgoing weights (contribution), "
         "or the variance of that (fluctuation).",
+    )
+    expert_score: ExpertScore = option(
+        "reap",
+        "What decides which routed experts leave: router weight times norm of the output over an expert's own tokens "
+        "(reap), norm of the output over all tokens (activation), or the share of tokens (frequency).",
     )
     drop_layers: tuple[Annotated[int, Ge(0)], ...] = option(
         (), "Remove exactly these layers instead: 0-based, separated by commas.", commas=True

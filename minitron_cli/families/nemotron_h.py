@@ -93,7 +93,10 @@ NEMOTRON_H = Family(
         "nested": (Tap(_TAP + "in_proj", "output", _IN, tags=_MAMBA, part=1),),
         "attention": (Tap(_TAP + "o_proj", "input", "kv_heads*group*v_head_dim", tags=_ATTENTION),),
         "ffn": (Tap(_TAP + "down_proj", "input", "ffn", tags=_MLP),),
-        "experts": (Tap(_TAP + "gate", "output", "experts", tags=_MOE),),
+        "experts": (
+            Tap(_TAP + "experts", "input", "expert_latent", tags=_MOE, conditions=_LATENT),
+            Tap(_TAP + "experts", "input", "hidden", tags=_MOE, conditions=("!moe_latent_size",)),
+        ),
         "shared_ffn": (Tap(_TAP + "shared_experts.down_proj", "input", "shared_ffn", tags=_MOE),),
         "expert_latent": (Tap(_TAP + "fc1_latent_proj", "output", "expert_latent", tags=_MOE, conditions=_LATENT),),
         "mlp": tuple(Tap("model.layers.{layer}.mixer", "input", "hidden", tags=tags) for tags in (_MLP, _MOE)),

@@ -93,7 +93,7 @@ QWEN3_NEXT = Family(
         "attention": (Tap(_ATTENTION + "o_proj", "input", _OUT, tags=_FULL),),
         "linear_attention": (Tap(_LINEAR + "out_proj", "input", _VALUES, tags=_DELTA),),
         "ffn": (Tap(_LAYER + "mlp.down_proj", "input", "ffn", tags=_DENSE),),
-        "experts": (Tap(_LAYER + "mlp.gate", "output", "experts", tags=_MOE),),
+        "experts": (Tap(_LAYER + "mlp.experts", "input", "hidden", tags=_MOE),),
         "shared_ffn": (Tap(_SHARED + "down_proj", "input", "shared_ffn", tags=_MOE),),
         "mlp": (Tap(_LAYER + "mlp", "input", "hidden"),),
         "block": (Tap("model.layers.{layer}", "output", "hidden"),),

@@ -19,6 +19,7 @@ from minitron_cli.importance.layout import (
     ENERGY,
     SCORES,
     STATISTICS,
+    TOKENS,
     Array,
     Scores,
     score_shape,
@@ -34,6 +35,7 @@ WORDS = {
     "task": "task score",
     "bi": "block importance",
 }
+EXPERT_WORDS = {"reap": "REAP", "activation": "activation", "frequency": "routing frequency"}
 OPTIONS = {
     "task": "--depth-task",
     "block": "--depth block and --remove",
@@ -49,6 +51,7 @@ def load_scores(
     layer_score: str,
     removed: Collection[int],
     width_score: str = "activation",
+    expert_score: str = "reap",
 ) -> tuple[Scores, str]:
     """Scores written by the importance stage for this very checkpoint, and what they rank by, in words.
 
@@ -61,6 +64,7 @@ def load_scores(
             where they fit `removed`, else the measure that importance was told decides, else block importance.
         removed: how many layers the planned cuts take out, one number per cut.
         width_score: what ranks the axes that such scores were gathered of; activations rank the others.
+        expert_score: what ranks routed experts.
 
     Raises:
         InputError: not an importance directory, made for another checkpoint, or without layer scores for such cuts.
@@ -79,6 +83,8 @@ def load_scores(
                 f"{directory} has no {width_score} scores; run `minitron importance` with --collect weighted."
             )
         scores |= weighted
+    if f"experts.{expert_score}" in stored:
+        scores["experts"] = stored[f"experts.{expert_score}"]
     for axis in scored_axes(shape):
         if axis.name in scores and scores[axis.name].shape != score_shape(shape, axis):
             raise InputError(
@@ -88,6 +94,8 @@ def load_scores(
     metric = manifest["config"].get("depth_metric", "loss")
     kind = _kind(directory, stored, shape["layers"], layer_score, metric, counts)
     ranked_by = f"importance {directory}" + (f", units by {width_score}" if width_score != "activation" else "")
+    if TOKENS in stored:
+        ranked_by += f", experts by {EXPERT_WORDS[expert_score]}"
     if counts:
         ranked_by += f", layers by {WORDS.get(kind) or f'{kind} removal, {WORDS[metric]}'}"
     return {**scores, **_stream(directory, shape), "layers": _ranks(stored, shape["layers"], kind, metric)}, ranked_by

@@ -77,7 +77,12 @@ def projections(shape: Shape) -> dict[int, list[Projection]]:
                     "--repair off."
                 )
             found[layer].append(Projection(tap, layer, name, tensor.dims))
-    return {layer: [*ends[:-1], *(replace(end, last=True) for end in ends[-1:])] for layer, ends in found.items()}
+    # Routed experts end in no single projection: in their layers the last one that can be fitted is not the end.
+    routed = {layer for _, layer in find_taps(shape, "experts")}
+    return {
+        layer: ends if layer in routed else [*ends[:-1], *(replace(end, last=True) for end in ends[-1:])]
+        for layer, ends in found.items()
+    }
 
 
 class Repair:
@@ -252,7 +257,7 @@ def memory_of(
     largest = max(size for layer, size in weights.items() if layer is not None)
     width = max(size(parse(end.tap.dims), pruned.sizes) + 1 for ends in projections(pruned).values() for end in ends)
     hidden = checkpoint.shape["hidden"]
-    batch = batch_size * seq_len * max(6 * hidden, 4 * checkpoint.shape.sizes.get("ffn", 0)) * 4
+    batch = batch_size * seq_len * max(6 * hidden, 4 * checkpoint.shape.inner) * 4
     parts = {
         "embeddings and heads": 2 * weights[None],
         "a layer of both models": 3 * largest,

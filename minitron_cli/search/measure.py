@@ -105,7 +105,7 @@ class ZeroShot:
 
     def _batch(self, cut: CutCheckpoint) -> int:
         """Bytes of the widest activations of one batch."""
-        widest = max(6 * cut.shape["hidden"], 4 * cut.shape.sizes.get("ffn", 0))
+        widest = max(6 * cut.shape["hidden"], 4 * cut.shape.inner)
         return self.batch_size * int(self.split.tokens.shape[1]) * widest * 4
 
     def resident_loss(self, plan: PrunePlan) -> float:
