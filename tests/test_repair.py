@@ -269,29 +269,35 @@ def test_families_without_plain_ends_are_refused() -> None:
     for name, config in TINY.items():
         found = projections(Shape.of(config))
         flags = {tuple(end.last for end in ends) for ends in found.values()}
-        assert flags <= {(False, True), (True,)}, name
+        assert flags <= {(False, True), (True,), (False, False, True)}, name
 
 
-@pytest.mark.parametrize("family", ["llama", "granite", "phi", "gpt2", "cohere", "falcon-grouped"])
+@pytest.mark.parametrize(
+    "family", ["llama", "granite", "phi", "gpt2", "cohere", "falcon-grouped", "bamba", "falcon_h1"]
+)
 def test_sublayers_are_added_as_declared(family: str, tmp_path: Path) -> None:
     """What a projection puts out moves what leaves the layer by as much, times the declared factor."""
     path = make_model(tmp_path / "model", family)
     shape = Checkpoint(path).shape
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64).eval()
-    end = projections(shape)[1][-1]
     (tap,) = shape.family.taps["block"]
     left: list[torch.Tensor] = []
     model.get_submodule(tap.module.format(layer=1)).register_forward_hook(
         lambda module, args, output: left.append(first_tensor(output))
     )
     ids = torch.randint(3, 60, (2, 9))
-    with torch.no_grad():
-        model(ids)
-        handle = model.get_submodule(end.module).register_forward_hook(lambda module, args, output: output + 0.25)
-        model(ids)
-        handle.remove()
-    factor = shape.config.get(shape.family.residual_key, 1.0) if shape.family.residual_key else 1.0
-    torch.testing.assert_close(left[1] - left[0], torch.full_like(left[0], 0.25 * factor))
+    for end in reversed(projections(shape)[1]):
+        module = model.get_submodule(end.module)
+        with torch.no_grad():
+            left.clear()
+            model(ids)
+            handle = module.register_forward_hook(lambda module, args, output: output + 0.25)
+            model(ids)
+            handle.remove()
+            # So that what comes before it is not seen through it.
+            for parameter in module.parameters():
+                parameter.zero_()
+        torch.testing.assert_close(left[1] - left[0], torch.full_like(left[0], 0.25 * end.factor))
     assert not shape.family.post_norms
 
 

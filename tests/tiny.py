@@ -32,6 +32,21 @@ TINY: dict[str, dict[str, Any]] = {
         _BASE, hidden_size=44, **_MAMBA, use_bias=True, mlp_bias=True,
         layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention"],
     ),
+    "bamba": _of(
+        _BASE, mamba_n_groups=4, mamba_n_heads=16, mamba_d_head=6, mamba_d_state=7, mamba_chunk_size=8,
+        attn_layer_indices=[2], mamba_proj_bias=True, attention_bias=True, mlp_bias=True,
+    ),
+    "falcon_h1": _of(
+        _BASE, hidden_size=44, mamba_d_ssm=120, mamba_n_groups=4, mamba_n_heads=12, mamba_d_head=10, mamba_d_state=7,
+        mamba_chunk_size=8, mamba_rms_norm=True, mamba_norm_before_gate=False, mamba_proj_bias=True, mlp_bias=True,
+        projectors_bias=True, attention_bias=True, embedding_multiplier=3.0, lm_head_multiplier=0.5,
+        key_multiplier=0.7, mlp_multipliers=[1.3, 0.8], attention_in_multiplier=1.2, attention_out_multiplier=0.9,
+        ssm_in_multiplier=1.1, ssm_out_multiplier=0.6, ssm_multipliers=[0.5, 1.5, 0.8, 1.2, 0.9],
+    ),
+    "falcon_h1-no_norm": _of(
+        _BASE, hidden_size=44, mamba_d_ssm=None, mamba_expand=3, mamba_n_groups=4, mamba_n_heads=12,
+        mamba_d_head="auto", mamba_d_state=7, mamba_chunk_size=8, tie_word_embeddings=True, mamba_conv_bias=False,
+    ),
     "llama": _of(_BASE, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5),
     "mistral": _of(_BASE, hidden_size=44, tie_word_embeddings=True, rms_norm_eps=1e-5, sliding_window=None),
     "ministral": _of(_BASE, hidden_size=44, sliding_window=8, layer_types=_MIXED),
@@ -128,7 +143,7 @@ TINY |= {
     "deepseek_v3-full_query": _of(_LATENT, q_lora_rank=None, norm_topk_prob=False, rope_interleave=False),
 }  # fmt: skip
 for _name, _config in TINY.items():
-    if _name.startswith("falcon"):
+    if _name.split("-")[0] == "falcon":
         for _key in ("intermediate_size", "num_key_value_heads"):
             _config.pop(_key)
     if _name.startswith("gpt_neox"):

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.errors import FamilyError
+from minitron_cli.families.bamba import BAMBA
 from minitron_cli.families.cohere import COHERE
 from minitron_cli.families.cohere2 import COHERE2
 from minitron_cli.families.deepseek_v3 import DEEPSEEK_V3
 from minitron_cli.families.exaone4 import EXAONE4
 from minitron_cli.families.falcon import FALCON_ALIBI, FALCON_GROUPED, FALCON_GROUPED_ONE_NORM, FALCON_MULTI_QUERY
+from minitron_cli.families.falcon_h1 import FALCON_H1
 from minitron_cli.families.gemma import GEMMA
 from minitron_cli.families.gemma2 import GEMMA2
 from minitron_cli.families.gemma3_text import GEMMA3_TEXT
@@ -88,6 +90,8 @@ FAMILIES: tuple[Family, ...] = (
     GPT_OSS,
     DEEPSEEK_V3,
     NEMOTRON_H,
+    BAMBA,
+    FALCON_H1,
     QWEN3_NEXT,
 )
 

@@ -5,17 +5,13 @@ Names on disk start with "backbone.", modules in memory with "model.".
 
 from __future__ import annotations
 
+from minitron_cli.families import mamba2
 from minitron_cli.families.schema import Axis, Divides, Family, LayerRule, Norm, Tap, Tensor
 
 _MIXER, _TAP = "backbone.layers.{layer}.mixer.", "model.layers.{layer}.mixer."
 _EXPERT, _SHARED = _MIXER + "experts.{expert}.", _MIXER + "shared_experts."
 _MAMBA, _ATTENTION, _MLP, _MOE = ("linear_attention",), ("full_attention",), ("mlp",), ("moe",)
-_LATENT, _BIAS, _MLP_BIAS = ("moe_latent_size",), ("use_bias",), ("mlp_bias",)
-# Heads of one group share the group's B and C: repeat_interleave(num_heads // num_groups).
-_HEADS = "mamba_groups*mamba_group"
-_INNER = _HEADS + "*mamba_head_dim"
-_CONV = _INNER + " + mamba_groups*mamba_state + mamba_groups*mamba_state"
-_IN = f"{_INNER} + {_CONV} + {_HEADS}"  # gate, convolved x B C, time step
+_LATENT, _MLP_BIAS = ("moe_latent_size",), ("mlp_bias",)
 
 NEMOTRON_H = Family(
     name="nemotron_h",
@@ -30,12 +26,13 @@ NEMOTRON_H = Family(
         Axis("head_dim", "head_dim", prunable=True, within="kv_heads", per_layer=True),
         Axis("group", default="heads // kv_heads", within="kv_heads", per_layer=True),
         Axis("v_head_dim", default="head_dim", within="kv_heads", per_layer=True),
-        Axis("mamba_groups", "n_groups", prunable=True, per_layer=True),
-        Axis("mamba_heads", "mamba_num_heads", prunable=True),
-        Axis("mamba_group", default="mamba_heads // mamba_groups", within="mamba_groups", per_layer=True),
-        Axis("mamba_head_dim", "mamba_head_dim", prunable=True, per_layer=True),
-        Axis("mamba_state", "ssm_state_size", why_not="every head of a group reads the same state; kept whole so far"),
-        Axis("mamba_conv", "conv_kernel", why_not="its units are positions in time, not channels"),
+        *mamba2.axes(
+            groups="n_groups",
+            heads="mamba_num_heads",
+            head_dim=Axis("mamba_head_dim", "mamba_head_dim", prunable=True, per_layer=True),
+            state="ssm_state_size",
+            conv="conv_kernel",
+        ),
         Axis("experts", "n_routed_experts", prunable=True, per_layer=True),
         Axis("expert_groups", "n_group", why_not="the router picks groups before experts"),
         Axis("expert_ffn", "moe_intermediate_size", prunable=True, within="experts", per_layer=True),
@@ -46,18 +43,12 @@ NEMOTRON_H = Family(
     tensors={
         "backbone.embeddings.weight": Tensor(("vocab", "hidden")),
         "backbone.layers.{layer}.norm.weight": Tensor(("hidden",), role="norm"),
-        _MIXER + "in_proj.weight": Tensor((_IN, "hidden"), tags=_MAMBA),
-        _MIXER + "in_proj.bias": Tensor((_IN,), tags=_MAMBA, conditions=_BIAS),
-        _MIXER + "conv1d.weight": Tensor((_CONV, "1", "mamba_conv"), tags=_MAMBA),
-        _MIXER + "conv1d.bias": Tensor((_CONV,), tags=_MAMBA, conditions=("use_conv_bias",)),
-        _MIXER + "dt_bias": Tensor((_HEADS,), tags=_MAMBA),
-        _MIXER + "A_log": Tensor((_HEADS,), tags=_MAMBA),
-        _MIXER + "D": Tensor((_HEADS,), tags=_MAMBA),
-        _MIXER + "norm.weight": Tensor(
-            (_INNER,), tags=_MAMBA, role="norm", norm=Norm(eps_key="layer_norm_epsilon", eps=1e-5, per="mamba_groups")
+        **mamba2.tensors(
+            _MIXER,
+            _MAMBA,
+            norm=Norm(eps_key="layer_norm_epsilon", eps=1e-5, per="mamba_groups"),
+            biases={"in_proj": "use_bias", "conv1d": "use_conv_bias", "out_proj": "use_bias"},
         ),
-        _MIXER + "out_proj.weight": Tensor(("hidden", _INNER), tags=_MAMBA),
-        _MIXER + "out_proj.bias": Tensor(("hidden",), tags=_MAMBA, conditions=_BIAS),
         # The stock class builds attention without biases whatever attention_bias says.
         _MIXER + "q_proj.weight": Tensor(("kv_heads*group*head_dim", "hidden"), tags=_ATTENTION, role="query"),
         _MIXER + "k_proj.weight": Tensor(("kv_heads*head_dim", "hidden"), tags=_ATTENTION),
@@ -89,8 +80,7 @@ NEMOTRON_H = Family(
     },
     taps={
         "hidden": (Tap("model.layers.{layer}.norm", "output", "hidden"),),
-        "mixer": (Tap(_TAP + "out_proj", "input", _INNER, tags=_MAMBA),),
-        "nested": (Tap(_TAP + "in_proj", "output", _IN, tags=_MAMBA, part=1),),
+        **mamba2.taps(_TAP, _MAMBA),
         "attention": (Tap(_TAP + "o_proj", "input", "kv_heads*group*v_head_dim", tags=_ATTENTION),),
         "ffn": (Tap(_TAP + "down_proj", "input", "ffn", tags=_MLP),),
         "experts": (
@@ -135,14 +125,14 @@ NEMOTRON_H = Family(
     required={"full_attention": "DynamicCache.get_seq_length: can only be called on Attention layers"},
     divides=(
         Divides("heads", "kv_heads", "repeat_kv: num_key_value_groups = num_attention_heads // num_key_value_heads"),
-        Divides("mamba_heads", "mamba_groups", "mamba2_chunk_scan: B.repeat_interleave(num_heads // num_groups)"),
+        mamba2.DIVIDES,
         Divides("experts", "expert_groups", "NemotronHTopkRouter: view(-1, num_group, num_experts // num_group)"),
     ),
     norm=Norm(eps_key="layer_norm_epsilon", eps=1e-5),
     modules=("backbone.", "model."),
-    nested=("mamba_head_dim", "mamba_group", "mamba_groups"),
+    nested=mamba2.NESTED,
     dropped={r"mtp\..+": "multi-token-prediction layers: the stock class does not load them"},
     dropped_config={"num_nextn_predict_layers": 0},
     cache={"full_attention": "kv_heads*(head_dim + v_head_dim)"},
-    state={"linear_attention": f"({_CONV})*mamba_conv + {_INNER}*mamba_state"},
+    state={"linear_attention": mamba2.STATE},
 )

@@ -18,6 +18,7 @@ class Axis:
     An axis without a key is always derived. `prunable` axes may be cut; `why_not` quotes the stock class otherwise.
     `within` makes the choice of units depend on another axis: members of `group` are chosen per KV head.
     `evenly` names the axis that counts equal runs of units, each of which keeps the same number (groups of experts).
+    `follows` is the formula of a size that no tensor has and that the config must agree on once others are cut.
     `length_of` names per-layer lists whose length overrides `key` (Nemotron-H ignores num_hidden_layers): first wins.
     """
 
@@ -29,6 +30,7 @@ class Axis:
     within: str = ""
     evenly: str = ""
     per_layer: bool = False
+    follows: str = ""
     length_of: tuple[str, ...] = ()
 
     def read(self, config: Config) -> Any:
@@ -37,7 +39,8 @@ class Axis:
             entries = lookup(config, key)
             if isinstance(entries, (list, tuple, str)):
                 return len(entries)
-        return lookup(config, self.key) if self.key else None
+        value = lookup(config, self.key) if self.key else None
+        return None if value == "auto" else value
 
 
 @dataclass(frozen=True)

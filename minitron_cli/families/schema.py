@@ -59,7 +59,8 @@ class Family:
     readers         norm to the linears that read its output, names on disk, where nothing else reads the residual
                     stream or scales its channels: only such a stream can be rotated; empty for all others
     post_norms      whether a norm stands between what a sublayer puts out and the residual stream, or on the sum
-    residual_key    config key of a factor on what a sublayer adds to the residual stream; 1 where there is none
+    residual_key    config key of a factor on what a sublayer adds to the residual stream, or one per kind of tap; 1
+                    where there is none
     ignored         patterns (full matches) of legacy tensors that mean nothing
     dropped         pattern to notice: tensors the stock class does not load; see `dropped_notice`
     dropped_config  what config.json must say once they are gone
@@ -95,7 +96,7 @@ class Family:
     tied: Mapping[str, str] = field(default_factory=dict)
     readers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     post_norms: bool = False
-    residual_key: str = ""
+    residual_key: str | Mapping[str, str] = ""
     ignored: tuple[str, ...] = ()
     dropped: Mapping[str, str] = field(default_factory=dict)
     dropped_config: Mapping[str, Any] = field(default_factory=dict)
@@ -240,6 +241,12 @@ class Family:
         """What is on disk of a module of the stock model."""
         disk, memory = self.modules
         return disk + module.removeprefix(memory) if module.startswith(memory) else module
+
+    def residual_factor(self, config: Config, kind: str) -> float:
+        """What the output of a projection is multiplied by before it joins the residual stream; `kind` as in taps."""
+        key = self.residual_key if isinstance(self.residual_key, str) else self.residual_key.get(kind, "")
+        found = lookup(config, key) if key else None
+        return 1.0 if found is None else float(found)
 
     def cached_elements(self, config: Config) -> int:
         """Elements the KV cache holds per token of context, over all layers; windows count as full attention."""

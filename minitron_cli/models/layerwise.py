@@ -104,8 +104,10 @@ class LayerwiseModel:
                 pass
             (hidden, call), *_ = reached
             call = call.moved(there)
+            # Tables of a layer are real even where its weights are not.
+            buffers = {name: buffer.to(there) for name, buffer in layer.named_buffers()}
             with _experts_without_values(self.model):
-                output = layer(hidden.to(there), *call.args, **call.kwargs)
+                output = torch.func.functional_call(layer, buffers, (hidden.to(there), *call.args), call.kwargs)
         if isinstance(output, torch.Tensor):
             return lambda hidden: hidden
         rest = tuple(output[1:])

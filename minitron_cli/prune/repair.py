@@ -40,12 +40,14 @@ HELD_OUT = 8
 
 @dataclass(frozen=True)
 class Projection:
-    """A projection that writes into the residual stream, in both models, and its tensor's name in each."""
+    """A projection that writes into the residual stream, `factor` times what it puts out, and its tensor's name."""
 
     tap: Tap
     layer: int
     name: str
     dims: tuple[str, ...]
+    factor: float
+    first: bool = False
     last: bool = False
 
     @property
@@ -76,11 +78,15 @@ def projections(shape: Shape) -> dict[int, list[Projection]]:
                     f"{shape.family.name} cannot be repaired, as its {kind} does not end in a plain linear; use "
                     "--repair off."
                 )
-            found[layer].append(Projection(tap, layer, name, tensor.dims))
+            factor = shape.family.residual_factor(shape.config, kind)
+            found[layer].append(Projection(tap, layer, name, tensor.dims, factor))
     # Routed experts end in no single projection: in their layers the last one that can be fitted is not the end.
     routed = {layer for _, layer in find_taps(shape, "experts")}
     return {
-        layer: ends if layer in routed else [*ends[:-1], *(replace(end, last=True) for end in ends[-1:])]
+        layer: [
+            replace(end, first=number == 1, last=number == len(ends) and layer not in routed)
+            for number, end in enumerate(ends, 1)
+        ]
         for layer, ends in found.items()
     }
 
@@ -113,9 +119,7 @@ class Repair:
         if plan.rotate:
             basis = load_basis(Path(plan.statistics), original.shape["hidden"], plan.sizes["hidden"])
             self._basis = basis.to(self.device)
-        family, config = original.shape.family, original.shape.config
-        scale = config.get(family.residual_key, 1.0) if family.residual_key else 1.0
-        self._factor = None if family.post_norms else float(scale)
+        self._bare = not original.shape.family.post_norms
         self._kept = plan.keep.get("hidden")
 
     def run(self) -> dict[str, float | None]:
@@ -144,7 +148,7 @@ class Repair:
 
     def _meets_stream(self, end: Projection) -> bool:
         """Whether nothing but this projection stands between its inputs and the stream that leaves the layer."""
-        return end.last and self._factor is not None
+        return end.last and self._bare
 
     def _pass_over(self, removed: range, progress: Progress) -> None:
         """Take the original's states through layers that the pruned model lacks."""
@@ -196,15 +200,14 @@ class Repair:
         for batch in batches:
             entering, left = self._heard(self.pruned, new, "input", batch)
             if old is None:
-                assert self._factor is not None
                 stream = self._entered(self.original, batch)
-                missing = (self._as_pruned(stream) - left) / self._factor
+                missing = (self._as_pruned(stream) - left) / new.factor
             else:
                 target, stream = self._heard(self.original, old, "output", batch)
                 missing = self._as_pruned(target) - module(entering.to(module.weight.dtype)).float()
-                if self._factor is not None:
+                if self._bare and new.first:
                     before = self._as_pruned(self._entered(self.original, batch)) - self._entered(self.pruned, batch)
-                    missing += before / self._factor
+                    missing += before / new.factor
             if biased:
                 entering = torch.cat([entering, torch.ones_like(entering[:, :1])], dim=1)
             # Divided as the next norm will: else the few tokens of huge states would decide alone.

@@ -53,7 +53,7 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
     for name, value in sizes.items():
         if value != target.get(name, value):
             raise ShapeError(f"{family.name} computes {name} {value} from the other sizes, not {target[name]}.")
-        if value > old[name]:
+        if value > old[name] and not family.axis(name).follows:
             raise ShapeError(f"{name} would grow from {old[name]} to {value}: the stock class computes it; cut more.")
     return sizes
 
@@ -77,6 +77,8 @@ def following(family: Family, old: Mapping[str, int], target: Mapping[str, int])
     for axis in family.axes:
         if not axis.key and isinstance(axis.default, str):
             sizes[axis.name] = formula(axis.default, sizes)
+        elif axis.follows:
+            sizes[axis.name] = formula(axis.follows, sizes)
     return sizes
 
 
