@@ -151,12 +151,14 @@ def masked_original(source: Path, plan: PrunePlan, out: Path, *, compensate: boo
         if norm and compensate:
             chosen = kept_positions(checkpoint, tensor, plan.kept(layer), rotate)[-1]
             module, ratio = name.removesuffix(".weight"), len(chosen) / value.shape[-1]
+            if norm.divided_by in plan.sizes:
+                masked.eps[module] = plan.sizes[norm.divided_by] / sizes[norm.divided_by]
             if norm.per:  # each group of channels has statistics of its own
                 ratio /= plan.sizes[norm.per] / sizes[norm.per]
             if norm.kind == "layer" and len(chosen) < value.shape[-1]:
                 masked.kept[module] = chosen
             elif len(chosen) < value.shape[-1]:
-                masked.eps[module] = ratio
+                masked.eps[module] = masked.eps.get(module, 1.0) * ratio
                 value = value * math.sqrt(ratio)
         if tensor.role in ("router", "buffer") and tensor.dims[0] == "experts":
             removed = ~kept_experts(checkpoint, plan.kept(layer), rotate)

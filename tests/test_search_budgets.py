@@ -88,7 +88,7 @@ def test_the_papers_candidates(grid: tuple[str, ...], window: dict[str, str], ex
 
 def cuts_of(shape: Shape, generator: random.Random) -> dict[str, int]:
     """Random sizes of a few axes; of a family that is not pruned yet, too."""
-    axes = [axis.name for axis in shape.family.axes if axis.prunable]
+    axes = [axis.name for axis in shape.family.axes if axis.prunable and axis.name not in shape.absent]
     return {axis: generator.randint(1, max(shape[axis], 1)) for axis in generator.sample(axes, min(3, len(axes)))}
 
 

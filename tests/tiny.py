@@ -17,7 +17,7 @@ _BASE: dict[str, Any] = dict(
 _SQUARE: dict[str, Any] = {**_BASE, "hidden_size": 96, "head_dim": None}
 _QUARTER: dict[str, Any] = {**_SQUARE, "hidden_size": 144}
 _MAMBA: dict[str, Any] = dict(
-    n_groups=3, mamba_num_heads=12, mamba_head_dim=10, ssm_state_size=7, conv_kernel=4, chunk_size=8,
+    n_groups=4, mamba_num_heads=16, mamba_head_dim=10, ssm_state_size=7, conv_kernel=4, chunk_size=8,
 )  # fmt: skip
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
@@ -31,6 +31,17 @@ TINY: dict[str, dict[str, Any]] = {
     "nemotron_h": _of(
         _BASE, hidden_size=44, **_MAMBA, use_bias=True, mlp_bias=True,
         layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention"],
+    ),
+    "nemotron_h-moe": _of(
+        _BASE, hidden_size=44, **_MAMBA, use_conv_bias=False, moe_latent_size=40, mlp_bias=True,
+        n_routed_experts=10, num_experts_per_tok=3, n_group=2, topk_group=1, moe_intermediate_size=24,
+        moe_shared_expert_intermediate_size=34, routed_scaling_factor=2.5,
+        layers_block_type=["linear_attention", "moe", "full_attention", "moe"],
+    ),
+    "nemotron_h-moe_mlp": _of(
+        _BASE, hidden_size=40, **_MAMBA, n_routed_experts=5, num_experts_per_tok=2, moe_intermediate_size=24,
+        moe_shared_expert_intermediate_size=34, norm_topk_prob=False,
+        layers_block_type=["moe", "mlp", "full_attention", "linear_attention"],
     ),
     "bamba": _of(
         _BASE, mamba_n_groups=4, mamba_n_heads=16, mamba_d_head=6, mamba_d_state=7, mamba_chunk_size=8,
@@ -141,6 +152,25 @@ TINY |= {
     ),
     "deepseek_v3": _of(_LATENT, attention_bias=True),
     "deepseek_v3-full_query": _of(_LATENT, q_lora_rank=None, norm_topk_prob=False, rope_interleave=False),
+}  # fmt: skip
+_DELTA: dict[str, Any] = dict(
+    linear_num_key_heads=4, linear_num_value_heads=8, linear_key_head_dim=12, linear_value_head_dim=10,
+    partial_rotary_factor=0.5,
+)  # fmt: skip
+_BETWEEN = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
+TINY |= {
+    "qwen3_next": _of(
+        _SPARSE, **_DELTA, shared_expert_intermediate_size=32, mlp_only_layers=[0], attention_bias=True,
+        layer_types=_BETWEEN,
+    ),
+    "qwen3_next-periods": _of(
+        _SPARSE, **_DELTA, shared_expert_intermediate_size=32, decoder_sparse_step=2, full_attention_interval=3,
+        tie_word_embeddings=True,
+    ),
+    "qwen3_5_text": _of(_BASE, hidden_size=44, **_DELTA, attention_bias=True, layer_types=_BETWEEN),
+    "qwen3_5_moe_text": _of(
+        _SPARSE, **_DELTA, shared_expert_intermediate_size=32, layer_types=_BETWEEN, attention_bias=True
+    ),
 }  # fmt: skip
 for _name, _config in TINY.items():
     if _name.split("-")[0] == "falcon":

@@ -39,6 +39,7 @@ from minitron_cli.families.phimoe import PHIMOE
 from minitron_cli.families.qwen2 import QWEN2
 from minitron_cli.families.qwen2_moe import QWEN2_MOE
 from minitron_cli.families.qwen3 import QWEN3
+from minitron_cli.families.qwen3_5 import QWEN3_5, QWEN3_5_MOE
 from minitron_cli.families.qwen3_moe import QWEN3_MOE
 from minitron_cli.families.qwen3_next import QWEN3_NEXT
 from minitron_cli.families.schema import Family
@@ -93,6 +94,8 @@ FAMILIES: tuple[Family, ...] = (
     BAMBA,
     FALCON_H1,
     QWEN3_NEXT,
+    QWEN3_5,
+    QWEN3_5_MOE,
 )
 
 

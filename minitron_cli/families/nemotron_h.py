@@ -6,12 +6,15 @@ Names on disk start with "backbone.", modules in memory with "model.".
 from __future__ import annotations
 
 from minitron_cli.families import mamba2
-from minitron_cli.families.schema import Axis, Divides, Family, LayerRule, Norm, Tap, Tensor
+from minitron_cli.families.mixtral import GROUPED
+from minitron_cli.families.schema import Axis, Divides, Family, LayerRule, Least, Norm, Tap, Tensor
 
 _MIXER, _TAP = "backbone.layers.{layer}.mixer.", "model.layers.{layer}.mixer."
 _EXPERT, _SHARED = _MIXER + "experts.{expert}.", _MIXER + "shared_experts."
 _MAMBA, _ATTENTION, _MLP, _MOE = ("linear_attention",), ("full_attention",), ("mlp",), ("moe",)
 _LATENT, _MLP_BIAS = ("moe_latent_size",), ("mlp_bias",)
+
+_GROUPED = GROUPED[0].source
 
 NEMOTRON_H = Family(
     name="nemotron_h",
@@ -33,8 +36,9 @@ NEMOTRON_H = Family(
             state="ssm_state_size",
             conv="conv_kernel",
         ),
-        Axis("experts", "n_routed_experts", prunable=True, per_layer=True),
+        Axis("experts", "n_routed_experts", prunable=True, evenly="expert_groups", per_layer=True),
         Axis("expert_groups", "n_group", why_not="the router picks groups before experts"),
+        Axis("chosen_groups", "topk_group", why_not="the router picks groups before experts"),
         Axis("expert_ffn", "moe_intermediate_size", prunable=True, within="experts", per_layer=True),
         Axis("shared_ffn", "moe_shared_expert_intermediate_size", prunable=True, per_layer=True),
         Axis("expert_latent", "moe_latent_size", 0, prunable=True, per_layer=True),
@@ -58,7 +62,7 @@ NEMOTRON_H = Family(
         _MIXER + "up_proj.bias": Tensor(("ffn",), tags=_MLP, conditions=_MLP_BIAS),
         _MIXER + "down_proj.weight": Tensor(("hidden", "ffn"), tags=_MLP),
         _MIXER + "down_proj.bias": Tensor(("hidden",), tags=_MLP, conditions=_MLP_BIAS),
-        _MIXER + "gate.weight": Tensor(("experts", "hidden"), tags=_MOE),
+        _MIXER + "gate.weight": Tensor(("experts", "hidden"), tags=_MOE, role="router"),
         _MIXER + "gate.e_score_correction_bias": Tensor(("experts",), tags=_MOE, role="buffer"),
         _MIXER + "fc1_latent_proj.weight": Tensor(("expert_latent", "hidden"), tags=_MOE, conditions=_LATENT),
         _MIXER + "fc1_latent_proj.bias": Tensor(("expert_latent",), tags=_MOE, conditions=_LATENT + _MLP_BIAS),
@@ -84,8 +88,8 @@ NEMOTRON_H = Family(
         "attention": (Tap(_TAP + "o_proj", "input", "kv_heads*group*v_head_dim", tags=_ATTENTION),),
         "ffn": (Tap(_TAP + "down_proj", "input", "ffn", tags=_MLP),),
         "experts": (
-            Tap(_TAP + "experts", "input", "expert_latent", tags=_MOE, conditions=_LATENT),
             Tap(_TAP + "experts", "input", "hidden", tags=_MOE, conditions=("!moe_latent_size",)),
+            Tap(_TAP + "experts", "input", "expert_latent", tags=_MOE, conditions=_LATENT),
         ),
         "shared_ffn": (Tap(_TAP + "shared_experts.down_proj", "input", "shared_ffn", tags=_MOE),),
         "expert_latent": (Tap(_TAP + "fc1_latent_proj", "output", "expert_latent", tags=_MOE, conditions=_LATENT),),
@@ -104,6 +108,8 @@ NEMOTRON_H = Family(
         "conv_kernel": 4,
         "n_routed_experts": 8,
         "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
         "moe_intermediate_size": 7688,
         "use_bias": False,
         "use_conv_bias": True,
@@ -127,7 +133,12 @@ NEMOTRON_H = Family(
         Divides("heads", "kv_heads", "repeat_kv: num_key_value_groups = num_attention_heads // num_key_value_heads"),
         mamba2.DIVIDES,
         Divides("experts", "expert_groups", "NemotronHTopkRouter: view(-1, num_group, num_experts // num_group)"),
+        Divides("expert_ffn", "8", _GROUPED),
+        Divides("expert_latent", "8", _GROUPED),
+        Divides("hidden", "8", _GROUPED, beside="experts", conditions=("!moe_latent_size",)),
     ),
+    least=(Least("experts", "2*expert_groups", "NemotronHTopkRouter: group scores are the sum of topk(2)"),),
+    choosable="chosen_groups * experts // expert_groups",
     norm=Norm(eps_key="layer_norm_epsilon", eps=1e-5),
     modules=("backbone.", "model."),
     nested=mamba2.NESTED,

@@ -49,6 +49,8 @@ class Norm:
 
     `eps` is used where the config has no `eps_key` (or the stock class reads none: ""). `per` names the outermost
     factor of the dimension when each of its units has statistics of its own (Mamba's gated norm: per group).
+    `divided_by` is an axis by whose square root the stock class has divided what the norm reads, so that a cut of it
+    moves `eps` alone.
     """
 
     kind: Literal["rms", "layer"] = "rms"
@@ -56,6 +58,7 @@ class Norm:
     offset: float = 0.0
     eps: float = 1e-6
     per: str = ""
+    divided_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,11 +110,16 @@ class Tap:
 
 @dataclass(frozen=True)
 class Divides:
-    """`divisor` (axes multiplied, or a number) must divide axis `axis`; `source` quotes the stock line that says so."""
+    """`divisor` (axes multiplied, or a number) must divide axis `axis`; `source` quotes the stock line that says so.
+
+    It holds where the model has units of the axis, and of `beside` if that is named, and under the conditions.
+    """
 
     axis: str
     divisor: str
     source: str
+    beside: str = ""
+    conditions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

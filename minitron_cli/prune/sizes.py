@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from minitron_cli.checkpoint.rotary import rope_types, turning
 from minitron_cli.errors import ShapeError
 from minitron_cli.families.expression import axes, parse, size
-from minitron_cli.families.schema import Axis, Family, formula
+from minitron_cli.families.schema import Axis, Family, formula, holds
 from minitron_cli.shape import Shape
 
 
@@ -35,7 +35,7 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
         if value < 1:
             raise ShapeError(f"--{name.replace('_', '-')} must be at least 1.")
     sizes = following(family, old, target)
-    check_rules(family, sizes)
+    check_rules(shape, sizes)
     check_rotation(shape, sizes)
     for member, (over, under) in members(family).items():
         if sizes[member] > old[member]:
@@ -100,13 +100,16 @@ def _why_not(axis: Axis) -> str:
     return axis.why_not or f"the stock class computes it as {axis.default}"
 
 
-def check_rules(family: Family, sizes: Mapping[str, int]) -> None:
+def check_rules(shape: Shape, sizes: Mapping[str, int]) -> None:
     """Divisibility rules and smallest sizes of the stock class, and coupled axes.
 
     Raises:
         ShapeError: with the rule's source.
     """
+    family, config = shape.family, shape.family.with_defaults(shape.config)
     for rule in family.divides:
+        if {rule.axis, rule.beside} & shape.absent or not all(holds(config, each) for each in rule.conditions):
+            continue
         divisor = size(parse(rule.divisor), sizes)
         if divisor and sizes[rule.axis] % divisor:
             raise ShapeError(
