@@ -74,7 +74,10 @@ class Shape:
         derived = {axis.name: axis.default.split()[::2] for axis in self.family.axes if isinstance(axis.default, str)}
         used = {name for axis in self._layers_of for name in (axis, *derived.get(axis, ()))}
         missing = declared - used
-        return frozenset({name for axis in missing for name in (axis, *derived.get(axis, ()))} - used)
+        beside = {name for axis in missing for name in derived.get(axis, ())}
+        if "experts" in missing:  # the groups that their router knows, too
+            beside |= {name for name in self.family.choosable.split()[::2] if not name.isdigit()}
+        return frozenset((missing | beside) - used)
 
     def shown(self) -> dict[str, int]:
         """The axes people speak of, for printing and JSON."""

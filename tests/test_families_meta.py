@@ -257,6 +257,13 @@ def test_the_cache_holds_what_is_declared(case: Case) -> None:
         if isinstance(part, torch.Tensor)
     )
     assert held == 5 * case.family.cached_elements(case.config)
+    states = [
+        state
+        for layer in cache.layers
+        for kind in ("conv_states", "recurrent_states")
+        for state in getattr(layer, kind, {}).values()
+    ]
+    assert sum(state.numel() for state in states) == Shape.of(case.config).state_bytes(1)
 
 
 def test_rotation_covers_the_declared_fraction(case: Case) -> None:

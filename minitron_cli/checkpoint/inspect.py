@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minitron_cli.checkpoint.hub import resolve
-from minitron_cli.checkpoint.multimodal import SHARED_AXES, TextPart, is_wrapped, open_checkpoint, open_shape
+from minitron_cli.checkpoint.multimodal import TextPart, fixed_in_place, is_wrapped, open_checkpoint, open_shape
 from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, quantisation
 
 
@@ -25,7 +25,7 @@ def inspect_checkpoint(reference: str) -> dict[str, Any]:
     notes = []
     if is_wrapped(path):
         notes.append("the text part of a multimodal checkpoint; `prune --text-only` extracts it and cuts every axis")
-        axes = [axis for axis in axes if axis not in SHARED_AXES]
+        axes = [axis for axis in axes if axis not in fixed_in_place(shape)]
     method = quantisation(shape.config)
     if method is not None:
         notes.append(f"quantised ({method}): counted as unpacked, from config.json; cuts need the bf16 checkpoint")

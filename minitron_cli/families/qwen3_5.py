@@ -11,6 +11,7 @@ from minitron_cli.families.qwen3_next import QWEN3_NEXT
 from minitron_cli.families.schema import Tap, Tensor, without
 
 _LINEAR = "model.layers.{layer}.linear_attn."
+_EXPERTS = "model.layers.{layer}.mlp.experts."
 _DELTA = ("linear_attention",)
 _MIXERS: dict[str, Tensor] = {
     **without(QWEN3_NEXT.tensors, ".mlp.", "in_proj_"),
@@ -68,4 +69,9 @@ QWEN3_5_MOE = replace(
         "shared_expert_intermediate_size": 512,
     },
     divides=QWEN3_NEXT.divides,
+    # As they were published; save_pretrained takes them apart.
+    stacked={
+        _EXPERTS + "gate_up_proj": Tensor(("experts", "2*expert_ffn", "hidden")),
+        _EXPERTS + "down_proj": Tensor(("experts", "hidden", "expert_ffn")),
+    },
 )

@@ -14,7 +14,7 @@ explicit null takes what the class computes from null (`Axis.default`), or means
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -50,6 +50,7 @@ class Family:
     layer_rules     each gives every layer at most one tag
     required        tag that at least one layer must have, to the stock line that fails without
     coupled         axis to the expression the stock class forces it to equal; whichever side is not asked for follows
+    stacked         tensors that hold all experts of a layer, in files that have these instead of one per expert
     modules         what names on disk begin with, and what the stock model's modules begin with instead
     nested          axes that are chosen one after another from the taps "nested", innermost first: channels of a head,
                     heads by what they put out in the channels that stay, groups by what is left of them; the taps'
@@ -90,6 +91,7 @@ class Family:
     coupled: Mapping[str, str] = field(default_factory=dict)
     norm: Norm = field(default_factory=Norm)
     rotary: Rotary | None = None
+    stacked: Mapping[str, Tensor] = field(default_factory=dict)
     modules: tuple[str, str] = ("", "")
     nested: tuple[str, ...] = ()
     prefix: str = ""
@@ -231,6 +233,14 @@ class Family:
             if match and int(match.groupdict().get("beyond", layers)) >= layers:
                 return notice
         return None
+
+    def as_stored(self, names: Collection[str]) -> Family:
+        """This family with the table that fits the names on disk."""
+        known = "|".join(re.escape(name).replace(r"\{layer\}", r"\d+") for name in self.stacked)
+        if not known or not any(re.fullmatch(known, name) for name in names):
+            return self
+        tensors = {name: tensor for name, tensor in self.tensors.items() if "{expert}" not in name}
+        return replace(self, tensors={**tensors, **self.stacked}, stacked={})
 
     def module(self, name: str) -> str:
         """Where the stock model has what is called `name` on disk."""

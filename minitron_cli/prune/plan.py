@@ -251,6 +251,8 @@ def planned_config(shape: Shape, plan: PrunePlan) -> dict[str, Any]:
         changes = retuned(shape.config, rotary, old, new, plan.rotary_step)
     if plan.rotate:
         changes |= untying(shape)
+    # What the stock class does not load is not written, and the config must not promise it.
+    changes |= {key: value for key, value in shape.family.dropped_config.items() if shape.config.get(key)}
     return new_config(shape.config, shape.family, plan.sizes, plan.layers, changes)
 
 

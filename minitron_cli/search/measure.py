@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class CutCheckpoint(Checkpoint):
         self.shape = Shape.of(self.config)
         made = {planned.name: (planned, read) for planned, read in cut_tensors(checkpoint, plan)}
         self._cuts = {name: read for name, (_, read) in made.items()}
+        self.shape = replace(self.shape, family=self.shape.family.as_stored(made))
         self.entries = {
             name: Entry(name, checkpoint.path, planned.dtype, planned.shape, (0, planned.nbytes))
             for name, (planned, _) in made.items()
