@@ -67,6 +67,12 @@ class Shape:
         """The layers in which some tensor has units of the axis: all, or those of one kind."""
         return frozenset(self._layers_of.get(axis, ()))
 
+    @property
+    def layers_differ(self) -> bool:
+        """Whether layers are of several kinds, so that it matters to sizes which ones leave."""
+        layers = self["layers"]
+        return any(0 < len(having) < layers for having in self._layers_of.values())
+
     @cached_property
     def absent(self) -> frozenset[str]:
         """Axes that no tensor of this config has, though others of the family do: experts without expert layers."""

@@ -82,7 +82,7 @@ def cut_tensors(checkpoint: Checkpoint, plan: PrunePlan) -> Iterator[tuple[Plann
             planned = Planned(new_name, entry.dtype, family.tensor_shape(tensor, new.sizes))
             edit = Edit(shape, plan, old_name, tensor, layer, entry.dtype, expert_of(old_name))
             rotated = rotation.of_tensor(entry, edit) if rotation is not None else None
-            yield planned, rotated or _stacked(entry, edit, planned) or Cut(entry, edit.choice)
+            yield planned, rotated or _stacked(entry, edit, planned) or Cut(entry, edit.choice, planned.shape)
 
 
 def _stays(plan: PrunePlan, name: str, layer: int | None) -> bool:
@@ -99,7 +99,10 @@ def _stacked(entry: Entry, edit: Edit, planned: Planned) -> Stack | None:
     if part is None:
         return None
     experts = edit.plan.kept(edit.layer).get("experts", range(edit.shape["experts"]))
-    cuts = [Cut(entry.part(expert), replace(edit, tensor=part, expert=expert).choice) for expert in map(int, experts)]
+    cuts = [
+        Cut(entry.part(expert), replace(edit, tensor=part, expert=expert).choice, planned.shape[1:])
+        for expert in map(int, experts)
+    ]
     return Stack(tuple(cuts), planned.nbytes // len(cuts))
 
 

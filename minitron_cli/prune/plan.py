@@ -188,7 +188,7 @@ def _kept_layers(shape: Shape, scores: Scores, target: Mapping[str, int], drop: 
     elif wanted == count:
         return list(range(count))
     else:
-        kept = _best_layers(shape, scores["layers"], wanted)
+        kept = best_layers(shape, scores["layers"], wanted)
     if not kept:
         raise ShapeError("--drop-layers would remove every layer.")
     for tag, source in shape.family.required.items():
@@ -198,8 +198,8 @@ def _kept_layers(shape: Shape, scores: Scores, target: Mapping[str, int], drop: 
     return kept
 
 
-def _best_layers(shape: Shape, scores: Any, wanted: int) -> list[int]:
-    """The best layers; of each kind that the stock class needs the best one is among them."""
+def best_layers(shape: Shape, scores: Any, wanted: int) -> list[int]:
+    """The best layers by (layers,) scores, in order; one of each kind that the stock class needs is among them."""
     values = np.asarray(scores, np.float64)
     for tag in shape.family.required:
         having = sorted(_tagged(shape, tag))

@@ -27,7 +27,10 @@ CPU = torch.device("cpu")
 def cut_in_memory(checkpoint: Checkpoint, plan: PrunePlan, device: torch.device, dtype: torch.dtype) -> Any:
     """The pruned model without writing it."""
     tensors = {planned.name: read() for planned, read in cut_tensors(checkpoint, plan)}
-    return model_from_tensors(planned_config(checkpoint.shape, plan), tensors, device=device, dtype=dtype)
+    model = model_from_tensors(planned_config(checkpoint.shape, plan), tensors, device=device, dtype=dtype)
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert counted == plan.params_after, f"the plan says {plan.params_after:,} parameters, the model has {counted:,}"
+    return model
 
 
 class CutCheckpoint(Checkpoint):
