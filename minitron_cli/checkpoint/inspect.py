@@ -46,6 +46,8 @@ def inspect_checkpoint(reference: str) -> dict[str, Any]:
         "family": family.name,
         "params": shape.params,
         "params_non_embedding": shape.params_non_embedding,
+        "params_active": shape.params_active,
+        "experts_per_token": 0 if "experts" in shape.absent else shape.experts_per_token,
         "shape": shape.shown(),
         "bytes": nbytes,
         "kv_bytes_per_token": shape.kv_bytes_per_token(),
