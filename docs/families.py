@@ -9,24 +9,28 @@ BEGIN, END = "<!-- families -->", "<!-- /families -->"
 
 
 def matrix() -> str:
-    """One row per family: its model types, and per axis whether it can be cut."""
-    head = ["family", "`model_type`", *(axis.replace("_", " ") for axis in AXES)]
+    """One row per family: its model types, and per axis whether it can be cut; a dash where it has no such size."""
+    head = ["family", "`model_type`", *(axis.replace("_", " ") for axis in AXES), "further"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     footnotes: list[str] = []
     for family in FAMILIES:
         types = ", ".join(f"`{name}`" for name in family.model_types)
         if family.when:
             types += f" with {' and '.join(f'`{condition}`' for condition in family.when)}"
-        cells = ["inspect only", *[""] * (len(AXES) - 1)] if family.draft else []
+        cells = ["inspect only", *[""] * len(AXES)] if family.draft else []
         for name in () if family.draft else AXES:
             axis = next((axis for axis in family.axes if axis.name == name), None)
-            if axis is not None and axis.prunable:
+            if axis is None:
+                cells.append("–")
+            elif axis.prunable:
                 cells.append("yes")
             else:
-                footnotes.append(
-                    axis.why_not if axis is not None and axis.why_not else "the stock class has no such size"
-                )
-                cells.append(f"no [{len(footnotes)}]")
+                reason = axis.why_not or f"the stock class computes it as {axis.default}"
+                footnotes += [] if reason in footnotes else [reason]
+                cells.append(f"no [{footnotes.index(reason) + 1}]")
+        if not family.draft:
+            further = (axis.name for axis in family.axes if axis.prunable and axis.name not in AXES)
+            cells.append(", ".join(name.replace("_", " ") for name in further))
         lines.append(f"| {family.name} | {types} | {' | '.join(cells)} |")
     notes = [f"{number}. {text}" for number, text in enumerate(footnotes, 1)]
     return "\n".join([*lines, "", *notes]) + "\n"

@@ -7,10 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from minitron_cli.families import family_for
-from minitron_cli.families.expression import parse, size
+from minitron_cli.families.expression import axes, parse, size
 from minitron_cli.families.schema import Family, Tensor, lookup
 
 SHOWN = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab")
@@ -21,6 +22,12 @@ WINDOW = "sliding_attention"
 
 EXPERTS = re.compile(r"\.experts\.(?:(\d+)\.)?")
 """In names of routed experts on disk; with the number of the expert, where each has tensors of its own."""
+
+
+def expert_of(name: str) -> int | None:
+    """The routed expert that a tensor of this name belongs to; None where it belongs to none, or to all."""
+    found = EXPERTS.search(name)
+    return int(found[1]) if found and found[1] else None
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,40 @@ class Shape:
     def __getitem__(self, axis: str) -> int:
         return self.sizes[axis]
 
+    @cached_property
+    def _layers_of(self) -> dict[str, set[int]]:
+        found: dict[str, set[int]] = {}
+        for _, tensor, layer in self.family.expected(self.config):
+            for axis in {name for dim in tensor.dims for name in axes(parse(dim))}:
+                found.setdefault(axis, set()).update(() if layer is None else (layer,))
+        return found
+
+    def layers_with(self, axis: str) -> frozenset[int]:
+        """The layers in which some tensor has units of the axis: all, or those of one kind."""
+        return frozenset(self._layers_of.get(axis, ()))
+
+    @property
+    def layers_differ(self) -> bool:
+        """Whether layers are of several kinds, so that it matters to sizes which ones leave."""
+        layers = self["layers"]
+        return any(0 < len(having) < layers for having in self._layers_of.values())
+
+    @cached_property
+    def absent(self) -> frozenset[str]:
+        """Axes that no tensor of this config has, though others of the family do: experts without expert layers."""
+        declared = {name for tensor in self.family.declarations() for dim in tensor.dims for name in axes(parse(dim))}
+        derived = {axis.name: axis.default.split()[::2] for axis in self.family.axes if isinstance(axis.default, str)}
+        used = {name for axis in self._layers_of for name in (axis, *derived.get(axis, ()))}
+        missing = declared - used
+        beside = {name for axis in missing for name in derived.get(axis, ())}
+        if "experts" in missing:  # the groups that their router knows, too
+            beside |= {name for name in self.family.choosable.split()[::2] if not name.isdigit()}
+        return frozenset((missing | beside) - used)
+
     def shown(self) -> dict[str, int]:
         """The axes people speak of, for printing and JSON."""
         order = [*SHOWN, *(axis.name for axis in self.family.axes if axis.key and axis.name not in SHOWN)]
-        return {name: self.sizes[name] for name in order if name in self.sizes}
+        return {name: self.sizes[name] for name in order if name in self.sizes and name not in self.absent}
 
     def label(self) -> str:
         """A short name: `32L-4096h-14336f-32/8x128`."""
@@ -86,9 +123,13 @@ class Shape:
     @property
     def experts_per_token(self) -> int:
         """Routed experts that each token passes; 0 in a dense model, all where the config does not say."""
-        experts = self.sizes.get("experts", 0)
-        chosen = lookup(self.family.with_defaults(self.config), self.family.chosen_key)
-        return min(experts, chosen) if isinstance(chosen, int) and chosen > 0 else experts
+        return self.family.chosen_experts(self.config, self.sizes)
+
+    @property
+    def inner(self) -> int:
+        """Most channels that a token has inside the MLP of a layer: a dense one's, or of all experts that it passes."""
+        routed = self.experts_per_token * self.sizes.get("expert_ffn", 0) + self.sizes.get("shared_ffn", 0)
+        return max(self.sizes.get("ffn", 0), routed)
 
     def _elements(self, *, active: bool = False) -> list[tuple[Tensor, int]]:
         """(declaration, elements of all tensors that follow it) of all parameters; `active`: of chosen experts."""
@@ -118,14 +159,22 @@ class Shape:
         kept = min(context, window) if isinstance(window, int) and window > 0 else context
         return [kept if WINDOW in tags else context for tags in self.family.layer_tags(self.config, self["layers"])]
 
+    def state_bytes(self, element_bytes: int = 2) -> int:
+        """Bytes of recurrent state (of convolutions too) that every sequence has, over all layers, at any length."""
+        tags = self.family.layer_tags(self.config, self["layers"])
+        per_tag = {tag: size(parse(text), self.sizes) for tag, text in self.family.state.items()}
+        return element_bytes * sum(count for layer in tags for tag, count in per_tag.items() if not tag or tag in layer)
+
     def kv_bytes(self, context: int, element_bytes: int = 2) -> int:
-        """KV-cache bytes of one sequence of `context` tokens; layers with a window keep the window."""
+        """What a server keeps of one sequence of `context` tokens: KV cache, of layers with a window that of the
+        window, and recurrent state."""
         tags = self.family.layer_tags(self.config, self["layers"])
         per_tag = {tag: size(parse(text), self.sizes) for tag, text in self.family.cache.items()}
-        return element_bytes * sum(
+        cached = sum(
             seen * sum(count for tag, count in per_tag.items() if not tag or tag in layer)
             for layer, seen in zip(tags, self.seen_tokens(context), strict=True)
         )
+        return element_bytes * cached + self.state_bytes(element_bytes)
 
     def flops_per_token(self, context: int = 0) -> int:
         """Floating-point operations of one forward pass per token, the token seeing `context` tokens.

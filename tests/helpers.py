@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from tiny import TINY
 from transformers import AutoConfig, AutoModelForCausalLM
+
+STEADY = 1
+"""Channel of the residual stream that is the same positive number for every token, in models with routed experts: a
+router row that weighs it can rule an expert out."""
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -26,12 +31,31 @@ def make_model(
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(0.0, 0.1 if parameter.ndim == 1 else 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0.0, 0.1)
+        if any(".experts." in name for name, _ in model.named_parameters()):
+            steady_stream(model)
     model.save_pretrained(path)
     return path
 
 
+def steady_stream(model: torch.nn.Module) -> None:
+    """Embeddings give the channel `STEADY` one value, nothing adds to it, and routers look at the others."""
+    embeddings = model.get_input_embeddings().weight
+    embeddings[:, STEADY] = 1.0
+    for name, parameter in model.named_parameters():
+        if re.search(r"\.(gate|router)\.weight$", name):
+            parameter[:, STEADY] = 0
+        if re.search(r"\.(o_proj|down_proj|out_proj|fc2_latent_proj)([._](weight|bias))?$", name):
+            lengths = list(parameter.shape)
+            if embeddings.shape[1] in lengths:
+                parameter.select(lengths.index(embeddings.shape[1]), STEADY).zero_()
+
+
 def logits(path: Path, ids: torch.Tensor, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Logits of the stock class, (batch, seq, vocab)."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+    # The product that runs experts by default knows no fp64.
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, experts_implementation="eager").eval()
     with torch.inference_mode():
         return model(ids).logits

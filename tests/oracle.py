@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from helpers import STEADY
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -26,11 +27,18 @@ from minitron_cli.families.expression import axes, parse
 from minitron_cli.families.schema import Tensor
 from minitron_cli.models.taps import place_taps, skipped_layer
 from minitron_cli.prune.plan import PrunePlan
-from minitron_cli.prune.sizes import complete_target
-from minitron_cli.shape import Shape
+from minitron_cli.prune.sizes import complete_target, members
+from minitron_cli.shape import Shape, expert_of
 
 NORMS_THE_STREAM = ("opt_post_norm",)
-AXES = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")
+AXES = (
+    "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "experts", "expert_ffn", "shared_ffn", "q_rank",
+    "kv_rank", "v_head_dim", "qk_nope", "qk_rope",
+)  # fmt: skip
+"""Axes of which the matrix says that the stock class forbids to cut them, where it does."""
+
+RULED_OUT = -1e4
+"""What the router gives a removed expert: nothing is left of it behind a softmax or a sigmoid."""
 
 
 def valid(shape: Shape, target: dict[str, int]) -> bool:
@@ -43,19 +51,24 @@ def valid(shape: Shape, target: dict[str, int]) -> bool:
 
 
 def cases(shape: Shape) -> dict[str, dict[str, int]]:
-    """Targets that cut every prunable axis alone, head_dim to two sizes, and all at once."""
+    """Targets that cut every prunable axis alone, head_dim and experts to two sizes, and all at once."""
     found: dict[str, dict[str, int]] = {}
     everything: dict[str, int] = {}
-    for axis in AXES:
-        if not shape.family.axis(axis).prunable:
-            continue
+    prunable = [axis.name for axis in shape.family.axes if axis.prunable and axis.name not in shape.absent]
+    for axis in prunable:
         fits = [size for size in range(3 * shape[axis] // 4, 0, -1) if valid(shape, {axis: size})]
+        if not fits:
+            assert axis in shape.family.coupled, f"{axis} cannot be cut alone, and follows no other"
+            continue
         found[axis] = {axis: fits[0]}
         if axis == "head_dim":
             found["head_dim, smallest"] = {axis: next(size for size in fits[::-1] if size > 2)}
-    for axis in ("layers", "ffn", "kv_heads", "heads", "head_dim", "hidden"):
-        # Fewer query heads than the kept KV heads bring along.
-        largest = shape[axis] // 2 if axis == "heads" else 3 * shape[axis] // 4
+        if axis == "experts":
+            found["experts, fewest"] = {axis: fits[-1]}
+    inner = [over for over, _ in members(shape.family).values()]
+    for axis in sorted(prunable, key=lambda axis: (axis in inner, axis in ("head_dim", "hidden"))):
+        # Fewer heads than the kept KV heads (or groups) bring along.
+        largest = shape[axis] // 2 if axis in inner else 3 * shape[axis] // 4
         for size in range(largest, 0, -1) if axis in found else ():
             if valid(shape, {**everything, axis: size}):
                 everything[axis] = size
@@ -76,12 +89,16 @@ class Masked:
 
     def logits(self, ids: torch.Tensor) -> torch.Tensor:
         """Logits of the stock class in fp64."""
-        model = AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float64).eval()
+        checkpoint = Checkpoint(self.path)
+        model = AutoModelForCausalLM.from_pretrained(
+            self.path, dtype=torch.float64, experts_implementation="eager"
+        ).eval()
         if self.embed_scale is not None:
             model.get_input_embeddings().embed_scale.fill_(self.embed_scale)
         for name, module in model.named_modules():
             if "Norm" not in type(module).__name__ or any(module.children()):
                 continue
+            name = checkpoint.shape.family.on_disk(name)
             if name in self.eps:
                 attribute = "variance_epsilon" if hasattr(module, "variance_epsilon") else "eps"
                 setattr(module, attribute, getattr(module, attribute) * self.eps[name])
@@ -89,7 +106,7 @@ class Masked:
             if kept is not None:
                 module.forward = partial_layer_norm(module, kept, self.offset)
         with torch.inference_mode(), ExitStack() as stack:
-            for block in place_taps(model, Checkpoint(self.path).shape, ("block",)):
+            for block in place_taps(model, checkpoint.shape, ("block",)):
                 if block.layer in self.removed:
                     stack.enter_context(skipped_layer(block))
             return model(ids, use_cache=False).logits
@@ -130,17 +147,22 @@ def masked_original(source: Path, plan: PrunePlan, out: Path, *, compensate: boo
                 masked.removed.append(layer)
             tensors[name] = torch.zeros_like(value).float() if norm is None else tensors[name]
             continue
-        for dim, chosen in enumerate(kept_positions(checkpoint, tensor, plan.kept(layer), rotate)):
-            mask = torch.zeros(value.shape[dim], dtype=torch.bool)
-            mask[chosen] = True
-            value = value * mask.view([-1 if d == dim else 1 for d in range(value.ndim)])
-            if norm and compensate and dim == value.ndim - 1 and len(chosen) < len(mask):
-                module, ratio = name.removesuffix(".weight"), len(chosen) / len(mask)
-                if norm.kind == "layer":
-                    masked.kept[module] = chosen
-                else:
-                    masked.eps[module] = ratio
-                    value = value * math.sqrt(ratio)
+        value = value * mask_of(checkpoint, name, tensor, plan.kept(layer), rotate)
+        if norm and compensate:
+            chosen = kept_positions(checkpoint, tensor, plan.kept(layer), rotate)[-1]
+            module, ratio = name.removesuffix(".weight"), len(chosen) / value.shape[-1]
+            if norm.divided_by in plan.sizes:
+                masked.eps[module] = plan.sizes[norm.divided_by] / sizes[norm.divided_by]
+            if norm.per:  # each group of channels has statistics of its own
+                ratio /= plan.sizes[norm.per] / sizes[norm.per]
+            if norm.kind == "layer" and len(chosen) < value.shape[-1]:
+                masked.kept[module] = chosen
+            elif len(chosen) < value.shape[-1]:
+                masked.eps[module] = masked.eps.get(module, 1.0) * ratio
+                value = value * math.sqrt(ratio)
+        if tensor.role in ("router", "buffer") and tensor.dims[0] == "experts":
+            removed = ~kept_experts(checkpoint, plan.kept(layer), rotate)
+            value[(removed, STEADY) if value.ndim == 2 else removed] = RULED_OUT
         tensors[name] = (value - offset).float()
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     copy_companions(source, out)
@@ -153,13 +175,46 @@ def masked_original(source: Path, plan: PrunePlan, out: Path, *, compensate: boo
     return masked
 
 
-def kept_positions(checkpoint: Checkpoint, tensor: Tensor, kept: Any, rotate: int) -> list[torch.Tensor]:
+def kept_experts(checkpoint: Checkpoint, kept: Any, rotate: int) -> torch.Tensor:
+    """Which experts stay, (experts,)."""
+    count = checkpoint.shape["experts"]
+    stays = torch.zeros(count, dtype=torch.bool)
+    stays[(torch.as_tensor(kept.get("experts", range(count))) + rotate) % count] = True
+    return stays
+
+
+def mask_of(checkpoint: Checkpoint, name: str, tensor: Tensor, kept: Any, rotate: int) -> torch.Tensor:
+    """1 where a tensor's values stay."""
+    family, expert = checkpoint.shape.family, expert_of(name)
+    part = family.taken_apart(tensor)
+    if part is not None:
+        stays = kept_experts(checkpoint, kept, rotate)
+        return torch.stack([
+            mask_of(checkpoint, f".experts.{number}.", part, kept, rotate) * stays[number]
+            for number in range(len(stays))
+        ])  # fmt: skip
+    mask = torch.ones(())
+    for size, chosen in zip(
+        family.tensor_shape(tensor, checkpoint.shape.sizes),
+        kept_positions(checkpoint, tensor, kept, rotate, expert),
+        strict=True,
+    ):
+        along = torch.zeros(size)
+        along[chosen] = 1.0
+        mask = mask[..., None] * along
+    return mask if expert is None else mask * kept_experts(checkpoint, kept, rotate)[expert]
+
+
+def kept_positions(
+    checkpoint: Checkpoint, tensor: Tensor, kept: Any, rotate: int, expert: int | None = None
+) -> list[torch.Tensor]:
     """Positions that stay along each dimension; a control shifts those of cut dimensions."""
     family, sizes = checkpoint.shape.family, checkpoint.shape.sizes
     within = {axis.name: axis.within for axis in family.axes if axis.within}
     found = []
     for text, size in zip(tensor.dims, family.tensor_shape(tensor, sizes), strict=True):
         assert axes(parse(text)) <= sizes.keys()
-        chosen = (positions(parse(text), sizes, kept, within) + rotate) % size
+        outer = {} if expert is None else {"experts": expert}
+        chosen = (positions(parse(text), sizes, kept, within, outer) + rotate) % size
         found.append(torch.from_numpy(np.ascontiguousarray(chosen)))
     return found

@@ -37,7 +37,12 @@ def make_wide(path: Path, family: str) -> Checkpoint:
     """A checkpoint of zeros with very wide MLPs: a sparse file, so that nothing is written."""
     values = dict(TINY[family])
     known = Shape.of(AutoConfig.for_model(values.pop("model_type"), **values).to_dict())
-    values[known.family.axis("ffn").key] = FFN
+    if "ffn" in known.sizes:
+        values[known.family.axis("ffn").key] = FFN
+    if "experts" in known.sizes and "experts" not in known.absent:
+        values[known.family.axis("expert_ffn").key] = FFN // known["experts"] // 8 * 8
+    if len(known.layers_with("ffn")) == 1 and "layers_block_type" in values:
+        values["layers_block_type"] = [*values["layers_block_type"], *["mlp"] * 3]
     config = AutoConfig.for_model(known.config["model_type"], **values).to_dict()
     path.mkdir()
     (path / "config.json").write_text(json.dumps(config))
@@ -66,7 +71,7 @@ def sweep(checkpoint: Checkpoint, directory: Path) -> None:
     activations = Activations((2, 8, model.shape["hidden"]), torch.float32, directory / "a", place=CPU)
     gathered = Gathered(model, config)
     StreamedSweep(model, gathered, activations, config, split, [0, 1], directory / "state").run()
-    assert "ffn" in gathered.scores()
+    assert {"ffn", "expert_ffn"} & gathered.scores().keys()
 
 
 def limited(checkpoint: Checkpoint) -> int:

@@ -112,6 +112,8 @@ def trained(
         ("gpt2", {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5}),
         ("falcon", {"hidden_dropout": 0.5, "attention_dropout": 0.5}),
         ("phi", {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attention_dropout": 0.5}),
+        ("mixtral", {"router_jitter_noise": 0.5}),
+        ("phimoe", {"router_jitter_noise": 0.5, "input_jitter_noise": 0.5}),
     ],
 )
 def test_no_dropout_is_left(family: str, rates: dict[str, float]) -> None:

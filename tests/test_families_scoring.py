@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.importance.depth import DepthScores
 from minitron_cli.importance.layout import score_shape
+from minitron_cli.importance.nested import NestedScores
 from minitron_cli.importance.weights import weight_norm_scores
 from minitron_cli.importance.width import KINDS, WidthScores
 from minitron_cli.models.head import Head, backbone_output
-from minitron_cli.models.taps import listening, place_taps, skipped_layer
+from minitron_cli.models.taps import PlacedTap, listening, place_taps, skipped_layer
 from minitron_cli.prune.plan import make_plan
 
 IDS = torch.randint(3, 67, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -34,17 +35,25 @@ def test_scores_of_a_family(family: str, tmp_path: Path) -> None:
     width, depth = WidthScores(shape, taps, "l2", "mean"), DepthScores(shape["layers"])
     handles = depth.attach(blocks)
     # As the sweeps do it: OPT's MLP sees (batch * seq, channels).
-    with listening(taps, lambda at, heard: width.heard(at, heard.reshape(2, 12, -1))), torch.inference_mode():
+    inside = list(place_taps(model, shape, ("nested",)))
+    nested = NestedScores(shape, inside, "l2", "mean")
+
+    def hear(at: PlacedTap, heard: torch.Tensor) -> None:
+        # As the sweeps do it: OPT's MLP sees (batch * seq, channels).
+        (nested if at in inside else width).heard(at, heard.reshape(2, 12, -1))
+
+    with listening(taps + inside, hear), torch.inference_mode():
         whole = model(IDS, use_cache=False).logits
     for handle in handles:
         handle.remove()
     with torch.inference_mode():
         output = backbone_output(model, IDS)
         torch.testing.assert_close(Head(model, output)(output.last_hidden_state[0]), whole[0])
-    scores = {**weight_norm_scores(checkpoint), **width.scores(), "layers": depth.scores().numpy()}
-    heard = {"hidden", "ffn", "group", "v_head_dim"} & {axis.name for axis in shape.family.cut_axes}
-    assert heard <= width.scores().keys()
-    for axis in shape.family.cut_axes:
+    scores = {**weight_norm_scores(checkpoint), **width.scores(), **nested.scores(), "layers": depth.scores().numpy()}
+    present = [axis for axis in shape.family.cut_axes if axis.name not in shape.absent]
+    heard = {"hidden", "ffn", "group", "v_head_dim", *shape.family.nested} & {axis.name for axis in present}
+    assert heard <= width.scores().keys() | nested.scores().keys()
+    for axis in present:
         assert scores[axis.name].shape == score_shape(shape, axis), axis.name
         assert np.isfinite(scores[axis.name]).all() and scores[axis.name].std() > 0, axis.name
     assert scores["layers"].shape == (shape["layers"],) and (scores["layers"] > 0).all()

@@ -26,7 +26,7 @@ from minitron_cli.checkpoint.blocks import Choice, Cut, Whole, Workspace, all_fi
 from minitron_cli.checkpoint.convert import Loaded
 from minitron_cli.checkpoint.dtypes import TORCH_DTYPES
 from minitron_cli.checkpoint.reader import Checkpoint, Entry, read_header
-from minitron_cli.checkpoint.surgery import first_terms, positions
+from minitron_cli.checkpoint.surgery import Kept, of_term, positions
 from minitron_cli.checkpoint.writer import Planned, WeightFiles, weight_files
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.errors import CheckpointError, InputError, RunError
@@ -36,6 +36,7 @@ from minitron_cli.prune import stage
 from minitron_cli.prune.execute import check_plan, cut_tensors
 from minitron_cli.prune.plan import PrunePlan
 from minitron_cli.prune.stage import plan_prune, run_prune
+from minitron_cli.shape import Shape, expert_of
 
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -53,21 +54,49 @@ def plainly_cut(checkpoint: Checkpoint, plan: PrunePlan) -> dict[str, torch.Tens
         if layer is not None and layer not in number:
             continue
         tensor = by_entry[id(checkpoint.entries[name])]
+        experts = plan.kept(layer).get("experts", np.arange(shape.sizes.get("experts", 0))).tolist()
+        expert, part = expert_of(name), shape.family.taken_apart(declared)
+        if expert is not None and expert not in experts:
+            continue
+        if part is not None:
+            result[renumbered(name, layer, number)] = torch.stack(
+                [chosen_of(tensor[each], part.dims, shape, plan.kept(layer), {"experts": each}) for each in experts]
+            )
+            continue
+        outer = {} if expert is None else {"experts": expert}
+        tensor = chosen_of(tensor, declared.dims, shape, plan.kept(layer), outer)
         scale = torch.ones(())
         for dim, text in enumerate(declared.dims):
-            chosen = positions(parse(text), shape.sizes, plan.kept(layer), within)
-            tensor = tensor.index_select(dim, torch.from_numpy(chosen))
+            chosen = positions(parse(text), shape.sizes, plan.kept(layer), within, outer)
             if declared.role in ("query", "query_norm") and "head_dim" in axes(parse(text)):
                 factor = math.sqrt(plan.sizes["head_dim"] / shape["head_dim"])
-                along = torch.from_numpy(np.where(first_terms(parse(text), shape.sizes)[chosen], factor, 1.0)).float()
+                along = torch.from_numpy(np.where(of_term(parse(text), shape.sizes)[chosen], factor, 1.0)).float()
                 scale = scale * along.view([-1 if each == dim else 1 for each in range(tensor.ndim)])
-        if scale.ndim and plan.sizes["head_dim"] != shape["head_dim"]:
+        if scale.ndim and plan.sizes.get("head_dim") != shape.sizes.get("head_dim"):
             norm = declared.norm or shape.family.norm
             offset = norm.offset if declared.role == "query_norm" else 0.0
             tensor = ((tensor.float() + offset) * scale - offset).to(tensor.dtype)
-        new_name = name if layer is None else name.replace(f".{layer}.", f".{number[layer]}.", 1)
+        new_name = renumbered(name, layer, number)
+        if expert is not None:
+            new_name = new_name.replace(f"experts.{expert}.", f"experts.{experts.index(expert)}.")
         result[new_name] = tensor
     return result
+
+
+def chosen_of(
+    tensor: torch.Tensor, dims: tuple[str, ...], shape: Shape, kept: Kept, outer: dict[str, int]
+) -> torch.Tensor:
+    """Kept positions along every dimension."""
+    within = {axis.name: axis.within for axis in shape.family.axes if axis.within}
+    for dim, text in enumerate(dims):
+        chosen = positions(parse(text), shape.sizes, kept, within, outer)
+        tensor = tensor.index_select(dim, torch.from_numpy(chosen))
+    return tensor
+
+
+def renumbered(name: str, layer: int | None, number: dict[int, int]) -> str:
+    """The name that a tensor of a layer has once others are gone."""
+    return name if layer is None else name.replace(f".{layer}.", f".{number[layer]}.", 1)
 
 
 def same_bytes(found: torch.Tensor, expected: torch.Tensor) -> bool:

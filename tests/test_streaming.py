@@ -155,14 +155,15 @@ MEMORY = Path(__file__).with_name("streaming_memory.py")
 
 
 def test_every_family_is_scored_in_an_address_space_smaller_than_the_model(tmp_path: Path) -> None:
-    """One process for all of them; the script asserts and says what it found."""
-    arguments = [sys.executable, str(MEMORY), str(tmp_path), *TINY]
+    """One process for all of them; the script asserts and says what it found. Variants of a type load as it does."""
+    families = [name for name in TINY if "-" not in name]
+    arguments = [sys.executable, str(MEMORY), str(tmp_path), *families]
     # A fixed threshold keeps tensors out of the C library's heap, whose holes would count as address space in use.
     allocator = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **allocator}
     done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["control", *TINY]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["control", *families]
 
 
 def test_weight_bytes_add_up(tmp_path: Path) -> None:

@@ -16,6 +16,9 @@ _BASE: dict[str, Any] = dict(
 # Where the class computes head_dim = hidden / heads. A quarter of 24 channels is three rotary pairs: two can stay.
 _SQUARE: dict[str, Any] = {**_BASE, "hidden_size": 96, "head_dim": None}
 _QUARTER: dict[str, Any] = {**_SQUARE, "hidden_size": 144}
+_MAMBA: dict[str, Any] = dict(
+    n_groups=4, mamba_num_heads=16, mamba_head_dim=10, ssm_state_size=7, conv_kernel=4, chunk_size=8,
+)  # fmt: skip
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
 
@@ -25,6 +28,36 @@ def _of(base: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 TINY: dict[str, dict[str, Any]] = {
+    "nemotron_h": _of(
+        _BASE, hidden_size=44, **_MAMBA, use_bias=True, mlp_bias=True,
+        layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention"],
+    ),
+    "nemotron_h-moe": _of(
+        _BASE, hidden_size=44, **_MAMBA, use_conv_bias=False, moe_latent_size=40, mlp_bias=True,
+        n_routed_experts=10, num_experts_per_tok=3, n_group=2, topk_group=1, moe_intermediate_size=24,
+        moe_shared_expert_intermediate_size=34, routed_scaling_factor=2.5,
+        layers_block_type=["linear_attention", "moe", "full_attention", "moe"],
+    ),
+    "nemotron_h-moe_mlp": _of(
+        _BASE, hidden_size=40, **_MAMBA, n_routed_experts=5, num_experts_per_tok=2, moe_intermediate_size=24,
+        moe_shared_expert_intermediate_size=34, norm_topk_prob=False,
+        layers_block_type=["moe", "mlp", "full_attention", "linear_attention"],
+    ),
+    "bamba": _of(
+        _BASE, mamba_n_groups=4, mamba_n_heads=16, mamba_d_head=6, mamba_d_state=7, mamba_chunk_size=8,
+        attn_layer_indices=[2], mamba_proj_bias=True, attention_bias=True, mlp_bias=True,
+    ),
+    "falcon_h1": _of(
+        _BASE, hidden_size=44, mamba_d_ssm=120, mamba_n_groups=4, mamba_n_heads=12, mamba_d_head=10, mamba_d_state=7,
+        mamba_chunk_size=8, mamba_rms_norm=True, mamba_norm_before_gate=False, mamba_proj_bias=True, mlp_bias=True,
+        projectors_bias=True, attention_bias=True, embedding_multiplier=3.0, lm_head_multiplier=0.5,
+        key_multiplier=0.7, mlp_multipliers=[1.3, 0.8], attention_in_multiplier=1.2, attention_out_multiplier=0.9,
+        ssm_in_multiplier=1.1, ssm_out_multiplier=0.6, ssm_multipliers=[0.5, 1.5, 0.8, 1.2, 0.9],
+    ),
+    "falcon_h1-no_norm": _of(
+        _BASE, hidden_size=44, mamba_d_ssm=None, mamba_expand=3, mamba_n_groups=4, mamba_n_heads=12,
+        mamba_d_head="auto", mamba_d_state=7, mamba_chunk_size=8, tie_word_embeddings=True, mamba_conv_bias=False,
+    ),
     "llama": _of(_BASE, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5),
     "mistral": _of(_BASE, hidden_size=44, tie_word_embeddings=True, rms_norm_eps=1e-5, sliding_window=None),
     "ministral": _of(_BASE, hidden_size=44, sliding_window=8, layer_types=_MIXED),
@@ -84,8 +117,63 @@ TINY: dict[str, dict[str, Any]] = {
         _SQUARE, ffn_hidden_size=56, multi_query=False, alibi=True, parallel_attn=False, bias=True, num_kv_heads=6
     ),
 }  # fmt: skip
+# Widths that experts are run with are multiples of 8 (grouped_mm).
+_EXPERTS: dict[str, Any] = {**_BASE, "hidden_size": 40, "intermediate_size": 24, "num_experts_per_tok": 2}
+_SPARSE: dict[str, Any] = {
+    **_EXPERTS, "intermediate_size": 56, "num_experts": 5, "moe_intermediate_size": 24,
+}  # fmt: skip
+_LATENT: dict[str, Any] = _of(
+    _EXPERTS, head_dim=None, intermediate_size=56, num_key_value_heads=6, q_lora_rank=20, kv_lora_rank=28,
+    qk_nope_head_dim=10, qk_rope_head_dim=12, v_head_dim=14, n_routed_experts=10, num_experts_per_tok=3, n_group=2,
+    topk_group=1, n_shared_experts=2, moe_intermediate_size=24, first_k_dense_replace=1,
+)  # fmt: skip
+TINY |= {
+    "mixtral": _of(_EXPERTS, num_local_experts=5, sliding_window=8),
+    "qwen2_moe": _of(
+        _SPARSE, head_dim=None, hidden_size=96, shared_expert_intermediate_size=32, mlp_only_layers=[1],
+        use_sliding_window=True, sliding_window=8, max_window_layers=3,
+    ),
+    "qwen2_moe-renormalised": _of(
+        _SPARSE, shared_expert_intermediate_size=32, decoder_sparse_step=2, qkv_bias=False, norm_topk_prob=True
+    ),
+    "qwen3_moe": _of(_SPARSE, decoder_sparse_step=2, mlp_only_layers=[], norm_topk_prob=True, attention_bias=True),
+    "qwen3_moe-windows": _of(_SPARSE, use_sliding_window=True, sliding_window=8, mlp_only_layers=[2]),
+    "olmoe": _of(_EXPERTS, head_dim=None, hidden_size=96, num_experts=5, attention_bias=True),
+    "olmoe-clipped": _of(
+        _EXPERTS, head_dim=None, hidden_size=96, num_experts=5, attention_bias=True, norm_topk_prob=True, clip_qkv=2.0
+    ),
+    "phimoe": _of(_EXPERTS, num_local_experts=5, attention_bias=True, lm_head_bias=True),
+    "granitemoe": _of(
+        _EXPERTS, num_local_experts=5, attention_bias=True, embedding_multiplier=3.0, logits_scaling=2.0,
+        residual_multiplier=0.7, attention_multiplier=0.3, tie_word_embeddings=True,
+    ),
+    "gpt_oss": _of(
+        _EXPERTS, num_local_experts=5, sliding_window=8, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+    ),
+    "deepseek_v3": _of(_LATENT, attention_bias=True),
+    "deepseek_v3-full_query": _of(_LATENT, q_lora_rank=None, norm_topk_prob=False, rope_interleave=False),
+}  # fmt: skip
+_DELTA: dict[str, Any] = dict(
+    linear_num_key_heads=4, linear_num_value_heads=8, linear_key_head_dim=12, linear_value_head_dim=10,
+    partial_rotary_factor=0.5,
+)  # fmt: skip
+_BETWEEN = ["linear_attention", "linear_attention", "full_attention", "linear_attention"]
+TINY |= {
+    "qwen3_next": _of(
+        _SPARSE, **_DELTA, shared_expert_intermediate_size=32, mlp_only_layers=[0], attention_bias=True,
+        layer_types=_BETWEEN,
+    ),
+    "qwen3_next-periods": _of(
+        _SPARSE, **_DELTA, shared_expert_intermediate_size=32, decoder_sparse_step=2, full_attention_interval=3,
+        tie_word_embeddings=True,
+    ),
+    "qwen3_5_text": _of(_BASE, hidden_size=44, **_DELTA, attention_bias=True, layer_types=_BETWEEN),
+    "qwen3_5_moe_text": _of(
+        _SPARSE, **_DELTA, shared_expert_intermediate_size=32, layer_types=_BETWEEN, attention_bias=True
+    ),
+}  # fmt: skip
 for _name, _config in TINY.items():
-    if _name.startswith("falcon"):
+    if _name.split("-")[0] == "falcon":
         for _key in ("intermediate_size", "num_key_value_heads"):
             _config.pop(_key)
     if _name.startswith("gpt_neox"):

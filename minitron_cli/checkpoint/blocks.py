@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from minitron_cli.checkpoint.reader import Entry, read_into, tensor_of
 from minitron_cli.checkpoint.surgery import Indices, cut
+from minitron_cli.errors import CheckpointError
 from minitron_cli.families.schema import BYTES
 
 if TYPE_CHECKING:
@@ -153,15 +154,28 @@ class Choice:
 
 @dataclass(frozen=True)
 class Cut:
-    """A tensor on disk and what stays of it; `choose` is asked when the tensor's turn comes, and its answer let go."""
+    """A tensor on disk and what stays of it; `choose` is asked when the tensor's turn comes, and its answer let go.
+
+    `shape` is what there is room for: where it is told, another answer is an error before a byte is written.
+    """
 
     entry: Entry
     choose: Callable[[], Choice]
+    shape: tuple[int, ...] | None = None
+
+    def _chosen(self) -> tuple[Choice, tuple[int, ...]]:
+        choice = self.choose()
+        shape = tuple(len(each) for each in choice.kept)
+        if self.shape not in (None, shape):
+            raise CheckpointError(
+                f"{self.entry.name}: the cut leaves {list(shape)}, the plan said {list(self.shape or ())}; please "
+                "report this as a bug."
+            )
+        return choice, shape
 
     def blocks(self, limit: int | None = None) -> Iterator[tuple[int, Produce]]:
         """The result in parts, each made from at most `limit` bytes (default `BLOCK_BYTES`) on disk."""
-        choice = self.choose()
-        sizes = [len(each) for each in choice.kept]
+        choice, sizes = self._chosen()
         for region in regions(self.entry, choice.kept, limit or BLOCK_BYTES):
             place = 0
             for part, size in zip(region.at, sizes, strict=True):
@@ -174,12 +188,32 @@ class Cut:
 
     def __call__(self) -> torch.Tensor:
         """The whole result in memory, in its own dtype, on the CPU."""
-        shape = tuple(len(each) for each in self.choose().kept)
+        _, shape = self._chosen()
         target, workspace = np.empty(prod(shape) * BYTES[self.entry.dtype], np.uint8), Workspace()
         for place, produce in self.blocks():
             values = produce(workspace).reshape(-1).view(np.uint8)
             target[place : place + len(values)] = values
         return tensor_of(target, self.entry.dtype, shape)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Tensors of one size behind one another, each cut in its own way."""
+
+    parts: tuple[Cut, ...]
+    part_bytes: int
+
+    def blocks(self, limit: int | None = None) -> Iterator[tuple[int, Produce]]:
+        """The parts in order, each as `Cut.blocks`."""
+        for number, part in enumerate(self.parts):
+            for place, produce in part.blocks(limit):
+                yield number * self.part_bytes + place, produce
+
+    def __call__(self) -> torch.Tensor:
+        """The whole result in memory, in its own dtype, on the CPU."""
+        import torch
+
+        return torch.stack([part() for part in self.parts])
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minitron_cli.checkpoint.hub import resolve
-from minitron_cli.checkpoint.multimodal import SHARED_AXES, TextPart, is_wrapped, open_checkpoint, open_shape
+from minitron_cli.checkpoint.multimodal import TextPart, fixed_in_place, is_wrapped, open_checkpoint, open_shape
 from minitron_cli.checkpoint.reader import INDEX, WEIGHTS, quantisation
 
 
@@ -17,11 +17,15 @@ def inspect_checkpoint(reference: str) -> dict[str, Any]:
     """
     path = resolve(reference, config_only=True)
     shape = open_shape(path)
-    axes = [] if shape.family.draft else [axis.name for axis in shape.family.axes if axis.prunable]
+    axes = (
+        []
+        if shape.family.draft
+        else [axis.name for axis in shape.family.axes if axis.prunable and axis.name not in shape.absent]
+    )
     notes = []
     if is_wrapped(path):
         notes.append("the text part of a multimodal checkpoint; `prune --text-only` extracts it and cuts every axis")
-        axes = [axis for axis in axes if axis not in SHARED_AXES]
+        axes = [axis for axis in axes if axis not in fixed_in_place(shape)]
     method = quantisation(shape.config)
     if method is not None:
         notes.append(f"quantised ({method}): counted as unpacked, from config.json; cuts need the bf16 checkpoint")
@@ -42,9 +46,12 @@ def inspect_checkpoint(reference: str) -> dict[str, Any]:
         "family": family.name,
         "params": shape.params,
         "params_non_embedding": shape.params_non_embedding,
+        "params_active": shape.params_active,
+        "experts_per_token": 0 if "experts" in shape.absent else shape.experts_per_token,
         "shape": shape.shown(),
         "bytes": nbytes,
         "kv_bytes_per_token": shape.kv_bytes_per_token(),
+        "state_bytes_per_sequence": shape.state_bytes(),
         "axes": axes,
         "notes": notes,
     }

@@ -20,6 +20,9 @@ from minitron_cli.families import family_for, text_section
 from minitron_cli.families.schema import Family, lookup
 from minitron_cli.shape import Shape
 
+SECTIONS = "rope_parameters.mrope_section"
+"""Where the config says which channels turn by a place in an image."""
+
 SHARED_AXES = ("hidden", "vocab")
 """Sizes that other parts rely on: a projector writes into the embedding space, a processor emits image tokens."""
 
@@ -71,7 +74,11 @@ class TextPart(Checkpoint):
         if self.names.has_head:
             self.config = {**self.config, "tie_word_embeddings": False}
             self.shape = Shape.of(self.config)
-        named = [(self.names.declared(entry.name), entry) for entry in entries]
+        family, layers = self.shape.family, self.shape["layers"]
+        named = [
+            (entry.name if family.dropped_notice(entry.name, layers) else self.names.declared(entry.name), entry)
+            for entry in entries
+        ]
         self.outside = [entry for name, entry in named if name is None]
         return {name: entry for name, entry in named if name is not None}
 
@@ -188,17 +195,25 @@ def refuse_wrapped(path: Path) -> None:
         family_for(read_config(path))
 
 
+def fixed_in_place(shape: Shape) -> dict[str, str]:
+    """Axes that stay while the text part is cut in place, and why."""
+    fixed = {axis: f"the other parts of a multimodal checkpoint rely on {axis}" for axis in SHARED_AXES}
+    if shape.family.rotary is not None and lookup(shape.config, SECTIONS):
+        fixed[shape.family.rotary.axis] = "places in images turn sections of its channels"
+    return fixed
+
+
 def refuse_shared(shape: Shape, sizes: Mapping[str, int]) -> None:
     """In place, sizes that other parts rely on stay.
 
     Raises:
         ShapeError: one would change.
     """
-    for axis in SHARED_AXES:
+    for axis, why in fixed_in_place(shape).items():
         if sizes[axis] != shape[axis]:
             raise ShapeError(
-                f"{axis} {shape[axis]} -> {sizes[axis]}: the other parts of a multimodal checkpoint rely on {axis}; "
-                "cut it with --text-only, which writes the text model alone."
+                f"{axis} {shape[axis]} -> {sizes[axis]}: {why}; cut it with --text-only, which writes the text model "
+                "alone."
             )
 
 

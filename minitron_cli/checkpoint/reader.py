@@ -7,7 +7,7 @@ import os
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,12 @@ class Entry:
     @property
     def nbytes(self) -> int:
         return self.offsets[1] - self.offsets[0]
+
+    def part(self, number: int) -> Entry:
+        """One of the equal tensors that are stacked along the first dimension."""
+        size = self.nbytes // self.shape[0]
+        start = self.offsets[0] + number * size
+        return Entry(self.name, self.file, self.dtype, self.shape[1:], (start, start + size))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -161,6 +167,7 @@ class Checkpoint:
         self.entries: Mapping[str, Entry] = self._by_declared_name(
             [entry for file in self._files() for entry in read_header(file)]
         )
+        self.shape = replace(self.shape, family=self.shape.family.as_stored(self.entries))
 
     def _read_config(self) -> dict[str, Any]:
         return read_config(self.path)

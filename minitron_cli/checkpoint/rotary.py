@@ -73,7 +73,7 @@ def rope_types(rotary: Rotary, config: Mapping[str, Any]) -> set[str]:
     found = {
         str(entry.get("rope_type") or entry.get("type") or "default") for entry in entries if isinstance(entry, Mapping)
     }
-    return found or {"default"}
+    return found or {rotary.type_default}
 
 
 def retuned(config: Mapping[str, Any], rotary: Rotary, size: int, new_size: int, step: int) -> dict[str, Any]:

@@ -22,12 +22,19 @@ needs no renumbering.
 """
 
 
-def positions(expression: Expression, sizes: Mapping[str, int], kept: Kept, within: Mapping[str, str]) -> Indices:
+def positions(
+    expression: Expression,
+    sizes: Mapping[str, int],
+    kept: Kept,
+    within: Mapping[str, str],
+    outer: Mapping[str, int] | None = None,
+) -> Indices:
     """Kept positions of a dimension, in the order they will be written: (kept positions,).
 
-    `sizes` are the original sizes; `within` maps an axis to the axis its choice depends on.
+    `sizes` are the original sizes; `within` maps an axis to the axis its choice depends on; `outer` maps axes to the
+    unit that the whole tensor belongs to (the expert).
     """
-    return _positions(expression, sizes, kept, within, {})
+    return _positions(expression, sizes, kept, within, outer or {})
 
 
 def _positions(
@@ -111,18 +118,22 @@ def softmax_fold(head_dim: int, new_head_dim: int) -> float:
     return math.sqrt(new_head_dim / head_dim)
 
 
-def first_terms(expression: Expression, sizes: Mapping[str, int]) -> npt.NDArray[np.bool_]:
-    """Positions that belong to the first term of every sum (the queries of a fused projection): (positions,)."""
+def of_term(expression: Expression, sizes: Mapping[str, int], number: int = 0) -> npt.NDArray[np.bool_]:
+    """Positions that belong to one term of every sum, as queries of a fused projection to its first: (positions,)."""
     match expression:
         case Axis() | Fixed():
             return np.ones(size(expression, sizes), bool)
         case Sum(terms):
-            rest = np.zeros(sum(size(term, sizes) for term in terms[1:]), bool)
-            return np.concatenate([first_terms(terms[0], sizes), rest])
+            return np.concatenate(
+                [
+                    of_term(term, sizes, number) if place == number else np.zeros(size(term, sizes), bool)
+                    for place, term in enumerate(terms)
+                ]
+            )
         case Product(factors):
             mask = np.ones(1, bool)
             for factor in factors:
-                mask = (mask[:, None] & first_terms(factor, sizes)).reshape(-1)
+                mask = (mask[:, None] & of_term(factor, sizes, number)).reshape(-1)
             return mask
 
 
@@ -146,7 +157,13 @@ def new_config(
         # An axis the stock class derives from others must be written out once those change.
         derived = isinstance(axis.default, str) and lookup(config, axis.key) is None
         if axis.key and (sizes[axis.name] != old[axis.name] or derived):
-            _set(result, axis.key, sizes[axis.name])
+            for key in [other for other, key in family.spellings.items() if key == axis.key and other in config]:
+                _set(result, key, sizes[axis.name])
+            if axis.key in config or axis.key not in family.spellings.values():
+                _set(result, axis.key, sizes[axis.name])
+    chosen = family.chosen_experts(config, sizes)
+    if chosen != family.chosen_experts(config, old):
+        _set(result, str(family.chosen_key), chosen)
     if len(kept_layers) != old["layers"]:
         for rule in family.layer_rules:
             _cut_rule(result, rule, family.with_defaults(config), kept_layers)
@@ -161,10 +178,17 @@ def new_config(
 def _cut_rule(config: dict[str, Any], rule: LayerRule, full: Mapping[str, Any], kept_layers: list[int]) -> None:
     """Per-layer entries follow the layers (stock classes refuse or misread lists of another length)."""
     value = config.get(rule.key)
+    periods = [each.key for each in rule.walk() if each.kind == "period" and full.get(each.key) not in (None, 1)]
+    if rule.kind == "indices" and periods:
+        # Every layer is of the period from now on, and those that were not are named one by one.
+        inside = rule.tags["in"]
+        config[rule.key] = [new for new, layer in enumerate(kept_layers) if rule.tag(full, layer) == inside]
+        config.update(dict.fromkeys(periods, 1))
+        return
     if value is None:
         if isinstance(rule.absent, str):
             return
-        if rule.kind != "list":
+        if rule.kind != "list" or (rule.absent.key in config and rule.absent.kind == "pattern"):
             _cut_rule(config, rule.absent, full, kept_layers)
             return
         # What the class computes from layer numbers is no longer true of the kept layers: write it out.
@@ -175,6 +199,8 @@ def _cut_rule(config: dict[str, Any], rule: LayerRule, full: Mapping[str, Any], 
     match rule.kind:
         case "list":
             config[rule.key] = [value[layer] for layer in kept_layers]
+            if isinstance(rule.absent, LayerRule) and rule.absent.kind == "pattern":
+                _cut_rule(config, rule.absent, full, kept_layers)  # not read by the stock class, and by others
             return
         case "pattern":
             config[rule.key] = "".join(value[layer] for layer in kept_layers)
@@ -182,7 +208,7 @@ def _cut_rule(config: dict[str, Any], rule: LayerRule, full: Mapping[str, Any], 
             config[rule.key] = [new for new, layer in enumerate(kept_layers) if layer in value]
         case "leading":
             config[rule.key] = sum(layer < value for layer in kept_layers)
-        case "period":
+        case "period" if value != 1:
             raise AssertionError(f"period rule {rule.key} must be made explicit before layers are cut")
     for answer in rule.tags.values():
         if isinstance(answer, LayerRule):

@@ -28,14 +28,25 @@ def _show_inspect(found: dict[str, Any]) -> str:
         f"{found['path']}",
         f"  family      {found['family']}" + ("" if found["axes"] else "  (inspect only: its cuts are not proven yet)"),
         f"  parameters  {found['params']:,}  ({found['params_non_embedding']:,} without embeddings)",
+        *_active(found),
         f"  shape       {shape}",
         f"  weights     {found['bytes'] / 1e6:,.1f} MB",
         f"  KV cache    {found['kv_bytes_per_token']:,} bytes per token",
     ]
+    if found["state_bytes_per_sequence"]:
+        lines.append(f"  state       {found['state_bytes_per_sequence']:,} bytes per sequence, of any length")
     if found["axes"]:
         lines.append(f"  can cut     {', '.join(found['axes'])}")
     lines += [f"  note        {note}" for note in found["notes"]]
     return "\n".join(lines)
+
+
+def _active(found: dict[str, Any]) -> list[str]:
+    """What a token meets of a mixture of experts; nothing of a dense model."""
+    if not found["experts_per_token"]:
+        return []
+    chosen, experts = found["experts_per_token"], found["shape"]["experts"]
+    return [f"  active      {found['params_active']:,}  ({chosen} of {experts} experts per token)"]
 
 
 def verify(checkpoint: Ref, json: Json = False, quiet: Quiet = False) -> None:

@@ -18,11 +18,13 @@ WidthScore = Literal["auto", "activation", "contribution", "fluctuation"]
 """What may decide which neurons and heads leave."""
 Statistic = Literal["auto", "none", "directions", "weighted"]
 """What may be gathered beside activations."""
+ExpertScore = Literal["reap", "activation", "frequency"]
+"""What may decide which routed experts leave."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceConfig(WritingConfig):
-    """Score heads, neurons, channels and layers with forward passes over calibration text."""
+    """Score heads, neurons, channels, experts and layers with forward passes over calibration text."""
 
     checkpoint: str = argument("Checkpoint to score: directory, Hub id or builtin:tiny-py.", keyed=False)
     data: Path = required("Prepared data set; calibration sequences come from its train split.", keyed=False)

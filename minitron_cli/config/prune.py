@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from minitron_cli.config.base import WritingConfig, argument, option
-from minitron_cli.config.importance import LayerScore, WidthScore
+from minitron_cli.config.importance import ExpertScore, LayerScore, WidthScore
 from minitron_cli.errors import ConfigError
 
 Rescale = Literal["auto", "measured", "analytic", "off"]
@@ -19,6 +19,13 @@ Rotate = Literal["auto", "on", "off"]
 """Whether hidden units are directions of the residual stream."""
 
 Size = Annotated[int, Ge(1)] | None
+
+SIZES = (
+    "layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "experts", "expert_ffn", "shared_ffn", "expert_latent",
+    "q_rank", "kv_rank", "v_head_dim", "mamba_groups", "mamba_heads", "mamba_head_dim", "linear_key_heads",
+    "linear_value_heads", "linear_key_dim", "linear_value_dim",
+)  # fmt: skip
+"""Axes that have an option."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,20 @@ class PruneConfig(WritingConfig):
     heads: Size = option(None, "Query heads, cut inside each KV group.")
     kv_heads: Size = option(None, "KV heads; each leaves with its query heads.")
     head_dim: Size = option(None, "Channels per head.")
+    experts: Size = option(None, "Routed experts per layer; the router loses their rows.")
+    expert_ffn: Size = option(None, "Width of each routed expert.")
+    shared_ffn: Size = option(None, "Width of the shared expert.")
+    expert_latent: Size = option(None, "Channels that routed experts read and write, where these are not the hidden.")
+    q_rank: Size = option(None, "Latent attention: rank of the queries.")
+    kv_rank: Size = option(None, "Latent attention: rank of keys and values, which is what the cache holds.")
+    v_head_dim: Size = option(None, "Latent attention: channels per value head.")
+    mamba_groups: Size = option(None, "Mamba-2 groups; each leaves with its heads.")
+    mamba_heads: Size = option(None, "Mamba-2 heads, cut inside each group.")
+    mamba_head_dim: Size = option(None, "Channels per Mamba-2 head.")
+    linear_key_heads: Size = option(None, "Key heads of linear attention; each leaves with its value heads.")
+    linear_value_heads: Size = option(None, "Value heads of linear attention, cut inside each key head.")
+    linear_key_dim: Size = option(None, "Channels per key head of linear attention.")
+    linear_value_dim: Size = option(None, "Channels per value head of linear attention.")
     layer_score: LayerScore = option(
         "auto", "What decides which layers leave; auto is what `minitron importance` was told to find, else bi."
     )
@@ -45,6 +66,11 @@ class PruneConfig(WritingConfig):
         "auto",
         "What decides which neurons and heads leave: activations, these weighted by outgoing weights (contribution), "
         "or the variance of that (fluctuation); auto takes fluctuation for neurons, activations for heads.",
+    )
+    expert_score: ExpertScore = option(
+        "reap",
+        "What decides which routed experts leave: router weight times norm of the output over an expert's own tokens "
+        "(reap), norm of the output over all tokens (activation), or the share of tokens (frequency).",
     )
     drop_layers: tuple[Annotated[int, Ge(0)], ...] = option(
         (), "Remove exactly these layers instead: 0-based, separated by commas.", commas=True
@@ -99,5 +125,4 @@ class PruneConfig(WritingConfig):
 
     def target(self) -> dict[str, int]:
         """The sizes the user asked for."""
-        names = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in SIZES if (value := getattr(self, name)) is not None}

@@ -45,7 +45,7 @@ def require_caching_memory(teacher: Shape, split: Split, dtype: torch.dtype, dev
     """
     seq_len = split.tokens.shape[1]
     tokens = sequences_per_pass(seq_len) * seq_len
-    width = 8 * teacher["hidden"] + 4 * teacher.sizes.get("ffn", 0)  # of one layer: nothing is kept for a backward pass
+    width = 8 * teacher["hidden"] + 4 * teacher.inner  # of one layer: nothing is kept for a backward pass
     parts = {
         "teacher": dtype.itemsize * teacher.params,
         "activations": tokens * width * dtype.itemsize,

@@ -11,7 +11,11 @@ RANDOM = ("dropout", "pdrop", "layerdrop", "drop_path", "jitter")
 
 
 def without_dropout(model: Any) -> Any:
-    """Set every rate of dropout, dropped layers and router noise to 0, in the config and in every module."""
+    """Set every rate of dropout, dropped layers and router noise to 0, in the config and in every module.
+
+    Routers stay in evaluation mode for good: in training some draw their experts, and what they call their jitter may
+    be a threshold that evaluation needs too (PhiMoE).
+    """
     config = model.config
     for each in (config, config.get_text_config()):
         for name, value in vars(each).items():
@@ -20,6 +24,9 @@ def without_dropout(model: Any) -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
+        if type(module).__name__.endswith("Router"):
+            module.eval().train = lambda mode=True, router=module: router
+            continue
         for name, value in vars(module).items():
             if _is_rate(name, value):
                 setattr(module, name, 0.0)

@@ -93,9 +93,9 @@ def smaller_part(batch: int, part: int) -> int:
 
 def kept_per_token(shape: Shape) -> int:
     """Elements that a stock decoder block makes for autograd: about 16 vectors of hidden size (norms, residuals,
-    projections, attention) and 4 of the MLP width.
+    projections, attention) and 4 of the MLP width; 4 more of hidden size for each routed expert that a token passes.
     """
-    return 16 * shape["hidden"] + 4 * shape.sizes.get("ffn", 0)
+    return (16 + 4 * shape.experts_per_token) * shape["hidden"] + 4 * shape.inner
 
 
 def save_micro_batch(partial: Path, sequences: int) -> None:

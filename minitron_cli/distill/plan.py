@@ -81,7 +81,7 @@ def product_speed(case: Case, micro_batch: int) -> float:
     Compute type and sizes are the run's: small products are slow, and bf16 is where the processor lacks it.
     """
     rows = min(micro_batch * case.seq_len, 2048)
-    width, inner = case.student["hidden"], case.student.sizes.get("ffn", 4 * case.student["hidden"])
+    width, inner = case.student["hidden"], case.student.inner
     states = torch.ones(rows, width, dtype=case.dtype, device=case.device)
     weight = torch.ones(width, inner, dtype=case.dtype, device=case.device)
     torch.mm(states, weight)

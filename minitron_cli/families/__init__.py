@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from minitron_cli.errors import FamilyError
+from minitron_cli.families.bamba import BAMBA
 from minitron_cli.families.cohere import COHERE
 from minitron_cli.families.cohere2 import COHERE2
 from minitron_cli.families.deepseek_v3 import DEEPSEEK_V3
 from minitron_cli.families.exaone4 import EXAONE4
 from minitron_cli.families.falcon import FALCON_ALIBI, FALCON_GROUPED, FALCON_GROUPED_ONE_NORM, FALCON_MULTI_QUERY
+from minitron_cli.families.falcon_h1 import FALCON_H1
 from minitron_cli.families.gemma import GEMMA
 from minitron_cli.families.gemma2 import GEMMA2
 from minitron_cli.families.gemma3_text import GEMMA3_TEXT
@@ -19,19 +21,26 @@ from minitron_cli.families.gpt2 import GPT2, GPT2_BY_LAYER
 from minitron_cli.families.gpt_neox import GPT_NEOX
 from minitron_cli.families.gpt_oss import GPT_OSS
 from minitron_cli.families.granite import GRANITE
+from minitron_cli.families.granitemoe import GRANITEMOE
 from minitron_cli.families.llama import LLAMA
 from minitron_cli.families.ministral import MINISTRAL
 from minitron_cli.families.mistral import MISTRAL
+from minitron_cli.families.mixtral import MIXTRAL
 from minitron_cli.families.nemotron import NEMOTRON
 from minitron_cli.families.nemotron_h import NEMOTRON_H
 from minitron_cli.families.olmo import OLMO, OLMO_CLIPPED
 from minitron_cli.families.olmo2 import OLMO2
 from minitron_cli.families.olmo3 import OLMO3
+from minitron_cli.families.olmoe import OLMOE, OLMOE_CLIPPED
 from minitron_cli.families.opt import OPT, OPT_POST_NORM
 from minitron_cli.families.phi import PHI, PHI_NORMED
 from minitron_cli.families.phi3 import PHI3
+from minitron_cli.families.phimoe import PHIMOE
 from minitron_cli.families.qwen2 import QWEN2
+from minitron_cli.families.qwen2_moe import QWEN2_MOE
 from minitron_cli.families.qwen3 import QWEN3
+from minitron_cli.families.qwen3_5 import QWEN3_5, QWEN3_5_MOE
+from minitron_cli.families.qwen3_moe import QWEN3_MOE
 from minitron_cli.families.qwen3_next import QWEN3_NEXT
 from minitron_cli.families.schema import Family
 from minitron_cli.families.smollm3 import SMOLLM3
@@ -72,10 +81,21 @@ FAMILIES: tuple[Family, ...] = (
     FALCON_GROUPED,
     FALCON_GROUPED_ONE_NORM,
     FALCON_ALIBI,
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
+    OLMOE,
+    OLMOE_CLIPPED,
+    PHIMOE,
+    GRANITEMOE,
     GPT_OSS,
     DEEPSEEK_V3,
     NEMOTRON_H,
+    BAMBA,
+    FALCON_H1,
     QWEN3_NEXT,
+    QWEN3_5,
+    QWEN3_5_MOE,
 )
 
 

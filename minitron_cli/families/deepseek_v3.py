@@ -5,7 +5,8 @@ Published files are FP8 with a `weight_scale_inv` beside each matrix; the table 
 
 from __future__ import annotations
 
-from minitron_cli.families.schema import Axis, Divides, Family, LayerRule, Norm, Rotary, Tap, Tensor
+from minitron_cli.families.mixtral import GROUPED
+from minitron_cli.families.schema import Axis, Divides, Family, LayerRule, Least, Norm, Rotary, Tap, Tensor
 
 _LAYER = "model.layers.{layer}."
 _ATTENTION = _LAYER + "self_attn."
@@ -23,15 +24,21 @@ DEEPSEEK_V3 = Family(
         Axis("hidden", "hidden_size", prunable=True),
         Axis("ffn", "intermediate_size", prunable=True, per_layer=True),
         Axis("heads", "num_attention_heads", prunable=True, per_layer=True),
-        Axis("kv_heads", "num_key_value_heads", "heads"),
+        Axis(
+            "kv_heads",
+            "num_key_value_heads",
+            "heads",
+            why_not="DeepseekV3Attention.expand_kv gives each query head its key and value; they follow --heads",
+        ),
         # A null rank means one full query projection and no latent.
         Axis("q_rank", "q_lora_rank", 0, prunable=True, per_layer=True),
         Axis("kv_rank", "kv_lora_rank", prunable=True, per_layer=True),
-        Axis("qk_nope", "qk_nope_head_dim", why_not="the softmax scale is (qk_nope + qk_rope)**-0.5"),
+        Axis("qk_nope", "qk_nope_head_dim", why_not="DeepseekV3Attention: scaling = (qk_nope + qk_rope) ** (-0.5)"),
         Axis("qk_rope", "qk_rope_head_dim", why_not="one rotated key is shared by all heads"),
         Axis("v_head_dim", "v_head_dim", prunable=True, within="heads", per_layer=True),
-        Axis("experts", "n_routed_experts", prunable=True, per_layer=True),
+        Axis("experts", "n_routed_experts", prunable=True, evenly="expert_groups", per_layer=True),
         Axis("expert_groups", "n_group", why_not="the router picks groups before experts"),
+        Axis("chosen_groups", "topk_group", why_not="the router picks groups before experts"),
         Axis("expert_ffn", "moe_intermediate_size", prunable=True, within="experts", per_layer=True),
         Axis("shared_experts", "n_shared_experts", why_not="cut the rows of the shared expert: it is one MLP"),
         # DeepseekV3MoE: intermediate_size = moe_intermediate_size * n_shared_experts
@@ -56,7 +63,7 @@ DEEPSEEK_V3 = Family(
         _LAYER + "mlp.gate_proj.weight": Tensor(("ffn", "hidden"), tags=_DENSE),
         _LAYER + "mlp.up_proj.weight": Tensor(("ffn", "hidden"), tags=_DENSE),
         _LAYER + "mlp.down_proj.weight": Tensor(("hidden", "ffn"), tags=_DENSE),
-        _LAYER + "mlp.gate.weight": Tensor(("experts", "hidden"), tags=_MOE),
+        _LAYER + "mlp.gate.weight": Tensor(("experts", "hidden"), tags=_MOE, role="router"),
         _LAYER + "mlp.gate.e_score_correction_bias": Tensor(("experts",), tags=_MOE, role="buffer"),
         _EXPERT + "gate_proj.weight": Tensor(("expert_ffn", "hidden"), tags=_MOE),
         _EXPERT + "up_proj.weight": Tensor(("expert_ffn", "hidden"), tags=_MOE),
@@ -76,15 +83,18 @@ DEEPSEEK_V3 = Family(
         "q_rank": (Tap(_ATTENTION + "q_b_proj", "input", "q_rank", conditions=_LOW_RANK),),
         "kv_rank": (Tap(_ATTENTION + "kv_a_layernorm", "output", "kv_rank"),),
         "ffn": (Tap(_LAYER + "mlp.down_proj", "input", "ffn", tags=_DENSE),),
-        "experts": (Tap(_LAYER + "mlp.gate", "output", "experts", tags=_MOE),),
+        "experts": (Tap(_LAYER + "mlp.experts", "input", "hidden", tags=_MOE),),
         "shared_ffn": (Tap(_SHARED + "down_proj", "input", "shared_ffn", tags=_MOE),),
         "mlp": (Tap(_LAYER + "mlp", "input", "hidden"),),
         "block": (Tap("model.layers.{layer}", "output", "hidden"),),
         "head": (Tap("lm_head", "input", "hidden"),),
     },
     defaults={
+        "num_key_value_heads": 128,
         "q_lora_rank": 1536,
         "n_group": 8,
+        "topk_group": 4,
+        "num_experts_per_tok": 8,
         "n_shared_experts": 1,
         "first_k_dense_replace": 3,
         "attention_bias": False,
@@ -93,9 +103,12 @@ DEEPSEEK_V3 = Family(
     layer_rules=(LayerRule("first_k_dense_replace", "leading", {"in": "dense", "out": "moe"}),),
     divides=(
         Divides("experts", "expert_groups", "DeepseekV3TopkRouter: view(-1, num_group, num_experts // num_group)"),
+        *GROUPED,
     ),
+    least=(Least("experts", "2*expert_groups", "DeepseekV3TopkRouter: group scores are the sum of topk(2)"),),
+    choosable="chosen_groups * experts // expert_groups",
     # Keys and values are expanded to one per query head; repeat_kv must then repeat nothing.
-    coupled={"heads": "kv_heads"},
+    coupled={"kv_heads": "heads"},
     rotary=Rotary(axis="qk_rope", layout="interleaved"),
     tied={"lm_head.weight": "model.embed_tokens.weight"},
     ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
@@ -105,5 +118,4 @@ DEEPSEEK_V3 = Family(
     dropped_config={"num_nextn_predict_layers": 0},
     cache={"": "kv_rank + qk_rope"},
     attention="heads*(qk_nope + qk_rope + v_head_dim)",
-    draft=True,
 )

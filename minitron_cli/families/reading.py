@@ -12,9 +12,12 @@ Config = Mapping[str, Any]
 
 
 def lookup(config: Config, key: str) -> Any:
-    """A config value; dots descend into nested sections; None where absent."""
+    """A config value; dots descend into nested sections and lists; None where absent."""
     value: Any = config
     for part in key.split("."):
+        if isinstance(value, (list, tuple)) and part.isdigit():
+            value = value[int(part)] if int(part) < len(value) else None
+            continue
         if not isinstance(value, Mapping):
             return None
         value = value.get(part)

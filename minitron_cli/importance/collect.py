@@ -9,7 +9,6 @@ import torch
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.importance.gather import Gathered
 from minitron_cli.models.streaming import ResidentModel
-from minitron_cli.models.taps import listening
 from minitron_cli.runtime.progress import Progress
 from minitron_cli.runtime.state import load_state, save_state
 from minitron_cli.tokens import Split
@@ -42,7 +41,7 @@ class ResidentSweep:
         try:
             with (
                 Progress("importance", len(self.rows), "sequences", start=done, rate_unit="tokens") as progress,
-                listening(self.gathered.taps, self.gathered.heard),
+                self.gathered.listening(),
                 torch.inference_mode(),
             ):
                 for start in starts:

@@ -3,17 +3,25 @@ block importance."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
 import torch
 
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.importance.depth import DepthScores
+from minitron_cli.importance.experts import ExpertScores
 from minitron_cli.importance.layout import Array
+from minitron_cli.importance.nested import KIND as NESTED
+from minitron_cli.importance.nested import NestedScores
 from minitron_cli.importance.residual import KIND, ResidualStream, collected, norm_taps
 from minitron_cli.importance.statistics import SampleStatistic
 from minitron_cli.importance.weighted import WeightedScores
 from minitron_cli.importance.width import KINDS, WidthScores
+from minitron_cli.models.experts import KIND as EXPERTS
+from minitron_cli.models.experts import Passed, listening_experts
 from minitron_cli.models.streaming import ResidentModel, StreamedModel
-from minitron_cli.models.taps import PlacedTap, place_taps
+from minitron_cli.models.taps import PlacedTap, listening, place_taps
 from minitron_cli.runtime.group import Group
 
 
@@ -26,20 +34,39 @@ class Gathered:
     def __init__(self, model: ResidentModel | StreamedModel, config: ImportanceConfig) -> None:
         shape, self.batch = model.shape, 1
         scored, norms = list(place_taps(model.model, shape, KINDS)), norm_taps(model.model, shape)
-        self.taps = scored + norms
+        nested = list(place_taps(model.model, shape, (NESTED,)))
+        self.taps = scored + norms + nested
+        self.routed = list(place_taps(model.model, shape, (EXPERTS,)))
         self.blocks = list(place_taps(model.model, shape, ("block",)))
         self.width = WidthScores(shape, scored, config.batch_agg, config.seq_agg)
         further = collected(config, shape)
         weighted = "weighted" in further
         self.weighted = WeightedScores(shape, scored, config.batch_agg, config.seq_agg) if weighted else None
+        self.nested = NestedScores(shape, nested, config.batch_agg, config.seq_agg)
+        self.experts = ExpertScores(shape, self.routed, config.batch_agg, config.seq_agg)
         self.depth = DepthScores(shape["layers"])
         self.residual = ResidualStream(shape, norms, model.device, directions="directions" in further)
+
+    @contextmanager
+    def listening(self, layers: Collection[int | None] | None = None) -> Iterator[None]:
+        """Listen at every tap, or at those of some layers (None: outside them) alone."""
+        taps, routed = (
+            [placed for placed in each if layers is None or placed.layer in layers] for each in (self.taps, self.routed)
+        )
+        with listening(taps, self.heard), listening_experts(routed, self._routed):
+            yield
+
+    def _routed(self, placed: PlacedTap, tokens: int, passes: Iterator[Passed]) -> None:
+        self.experts.heard(placed, tokens, passes, self.batch)
 
     def heard(self, placed: PlacedTap, activation: torch.Tensor) -> None:
         """Take in what one tap heard, (batch, seq, channels); some stock classes flatten the first two on the way."""
         activation = activation.reshape(self.batch, -1, activation.shape[-1])
         if placed.kind == KIND:
             self.residual.heard(placed, activation)
+            return
+        if placed.kind == NESTED:
+            self.nested.heard(placed, activation)
             return
         self.width.heard(placed, activation)
         if self.weighted is not None:
@@ -48,7 +75,7 @@ class Gathered:
     def _statistics(self) -> list[SampleStatistic]:
         weighted = self.weighted.statistics() if self.weighted is not None else []
         own = [*self.width.statistics.values(), *self.depth.statistic, *self.residual.energy.values()]
-        return [*own, *weighted]
+        return [*own, *self.nested.statistics.values(), *self.experts.statistics.values(), *weighted]
 
     def state(self) -> tuple[dict[str, torch.Tensor], list[int]]:
         """Every accumulator by number, and the samples each has seen."""
@@ -82,4 +109,6 @@ class Gathered:
     def scores(self) -> dict[str, Array]:
         """Width scores by axis, those that look at weights too (`ffn.contribution`), and `layers.bi`."""
         weighted = self.weighted.scores() if self.weighted is not None else {}
-        return {**self.width.scores(), **weighted, "layers.bi": self.depth.scores().numpy()}
+        routed = self.experts.scores()
+        found = {**self.width.scores(), **self.nested.scores(), **routed, **weighted}
+        return {**found, "layers.bi": self.depth.scores().numpy()}

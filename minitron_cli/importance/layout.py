@@ -19,6 +19,12 @@ channel that does not: (layers, pairs + channels)."""
 
 SCORES = "scores.safetensors"
 
+CELLS = "nested.cells"
+"""Scores of every cell of the family's nested axes: (layers, units of each, outermost first)."""
+
+TOKENS = "experts.tokens"
+"""Tokens that each routed expert was sent, (layers, experts)."""
+
 STATISTICS = "statistics.safetensors"
 """Second moments: for each norm of the residual stream the energy of every channel (`ENERGY` and the weight's name),
 and, where they were asked for, the directions of the stream as columns (`BASIS`) with their shares of the energy.

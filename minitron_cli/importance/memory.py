@@ -34,7 +34,7 @@ class PassMemory:
         shape, sizes = checkpoint.shape, weight_bytes(checkpoint, dtype.itemsize)
         largest = max(size for layer, size in sizes.items() if layer is not None)
         # A layer is read in the type on disk and converted: both exist for a moment.
-        widest = max(shape["hidden"] * 6, shape.sizes.get("ffn", 0) * 4)
+        widest = max(shape["hidden"] * 6, shape.inner * 4)
         # The second moment of the stream in fp64, and one batch's in fp32.
         moment = 12 * shape["hidden"] ** 2 if "directions" in collected(config, shape) else 0
         return cls(

@@ -36,9 +36,9 @@ def unrotatable(shape: Shape) -> str:
     """Why a rotation of the residual stream would make another function; nothing where it would not."""
     if shape.family.norm.kind == "layer":
         return "its layer norms take out the mean over channels, which a rotation does not keep"
-    if not shape.family.readers:
+    if shape.family.post_norms:
         return "norms after its sublayers scale single channels of the residual stream"
-    return ""
+    return "" if shape.family.readers else "its family file does not say what reads the residual stream"
 
 
 def collected(config: ImportanceConfig, shape: Shape) -> frozenset[str]:
@@ -58,7 +58,7 @@ def collected(config: ImportanceConfig, shape: Shape) -> frozenset[str]:
 def norm_taps(model: torch.nn.Module, shape: Shape) -> list[PlacedTap]:
     """Where these norms read."""
     return [
-        PlacedTap.at(model, KIND, Tap(name.removesuffix(".weight"), "input", "hidden"), layer)
+        PlacedTap.at(model, KIND, Tap(shape.family.module(name.removesuffix(".weight")), "input", "hidden"), layer)
         for name, _, layer in stream_norms(shape)
     ]
 
@@ -73,10 +73,11 @@ class ResidualStream:
     def __init__(self, shape: Shape, taps: list[PlacedTap], device: torch.device, *, directions: bool) -> None:
         hidden = shape["hidden"]
         self.energy = {placed.tap.module: SampleStatistic(hidden, "mean") for placed in taps}
-        norms = {
-            name.removesuffix(".weight"): tensor.norm or shape.family.norm for name, tensor, _ in stream_norms(shape)
+        self._family = shape.family
+        self._centred = {
+            shape.family.module(name.removesuffix(".weight")): (tensor.norm or shape.family.norm).kind == "layer"
+            for name, tensor, _ in stream_norms(shape)
         }
-        self._centred = {module: norm.kind == "layer" for module, norm in norms.items()}
         place = wide_device(device)
         self.moment = torch.zeros(hidden, hidden, dtype=torch.float64, device=place) if directions else None
 
@@ -98,7 +99,10 @@ class ResidualStream:
 
     def tensors(self) -> dict[str, Array]:
         """What is stored: energies by norm, and the directions of the stream, that of most energy first."""
-        found = {f"{ENERGY}{module}.weight": statistic.value().numpy() for module, statistic in self.energy.items()}
+        found = {
+            f"{ENERGY}{self._family.on_disk(module)}.weight": statistic.value().numpy()
+            for module, statistic in self.energy.items()
+        }
         return found if self.moment is None else {**found, **directions(self.moment.cpu())}
 
 

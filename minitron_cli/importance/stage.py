@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.errors import FamilyError, RunError
 from minitron_cli.importance.activations import Activations
 from minitron_cli.importance.collect import ResidentSweep
+from minitron_cli.importance.experts import describe_tokens
 from minitron_cli.importance.gather import Gathered
 from minitron_cli.importance.layout import SCORES, STATISTICS, Array, scored_axes
 from minitron_cli.importance.memory import PassMemory
@@ -49,6 +50,8 @@ class ImportanceResult:
     layers: dict[str, list[float]]
     seconds: float
     peak_rss_bytes: int
+    expert_tokens: dict[str, list[int]] = field(default_factory=dict)
+    """Tokens that each routed expert was sent, by layer."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -101,6 +104,9 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
             unheard = [axis.name for axis in scored_axes(checkpoint.shape) if axis.name not in scores]
             scores |= weight_norm_scores(checkpoint, only=unheard)
             _require_finite(scores, dtype)
+            tokens = gathered.experts.tokens()
+            for line in describe_tokens(tokens):
+                say(line)
             result = ImportanceResult(
                 out=str(config.out),
                 samples=config.samples,
@@ -109,6 +115,7 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
                 layers={name: scores[name].tolist() for name in sorted(scores) if name.partition(".")[0] in DEPTH},
                 seconds=round(time.monotonic() - began, 3),
                 peak_rss_bytes=peak_rss_bytes(),
+                expert_tokens={str(layer): counts for layer, counts in tokens.items()},
             )
             if group.main:
                 save_file(scores, output.partial / SCORES)

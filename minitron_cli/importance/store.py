@@ -11,14 +11,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from minitron_cli.config.importance import WidthScore
+from minitron_cli.config.importance import ExpertScore, WidthScore
 from minitron_cli.errors import InputError
 from minitron_cli.importance.layout import (
     BASIS,
+    CELLS,
     DIRECTIONS,
     ENERGY,
     SCORES,
     STATISTICS,
+    TOKENS,
     Array,
     Scores,
     score_shape,
@@ -34,6 +36,7 @@ WORDS = {
     "task": "task score",
     "bi": "block importance",
 }
+EXPERT_WORDS = {"reap": "REAP", "activation": "activation", "frequency": "routing frequency"}
 OPTIONS = {
     "task": "--depth-task",
     "block": "--depth block and --remove",
@@ -49,6 +52,7 @@ def load_scores(
     layer_score: str,
     removed: Collection[int],
     width_score: WidthScore = "auto",
+    expert_score: ExpertScore = "reap",
 ) -> tuple[Scores, str]:
     """Scores written by the importance stage for this very checkpoint, and what they rank by, in words.
 
@@ -62,6 +66,7 @@ def load_scores(
         removed: how many layers the planned cuts take out, one number per cut.
         width_score: what ranks the axes that such scores were gathered of; activations rank the others. "auto" ranks
             neurons by fluctuation, which measured best, where it was gathered.
+        expert_score: what ranks routed experts.
 
     Raises:
         InputError: not an importance directory, made for another checkpoint, or without layer scores for such cuts.
@@ -72,9 +77,11 @@ def load_scores(
     if manifest["inputs"].get("checkpoint") != source:
         raise InputError(f"{directory} scores another checkpoint than the one to be cut; score this one.")
     stored = {name: array.astype(np.float64) for name, array in load_file(directory / SCORES).items()}
-    scores = {name: array for name, array in stored.items() if "." not in name}
+    scores = {name: array for name, array in stored.items() if "." not in name or name == CELLS}
     others = _other_scores(directory, stored, width_score)
     scores |= {axis: stored[f"{axis}.{kind}"] for axis, kind in others.items()}
+    if f"experts.{expert_score}" in stored:
+        scores["experts"] = stored[f"experts.{expert_score}"]
     for axis in scored_axes(shape):
         if axis.name in scores and scores[axis.name].shape != score_shape(shape, axis):
             raise InputError(
@@ -84,6 +91,8 @@ def load_scores(
     metric = manifest["config"].get("depth_metric", "loss")
     kind = _kind(directory, stored, shape["layers"], layer_score, metric, counts)
     ranked_by = f"importance {directory}" + "".join(f", {axis} by {kind}" for axis, kind in others.items())
+    if TOKENS in stored:
+        ranked_by += f", experts by {EXPERT_WORDS[expert_score]}"
     if counts:
         ranked_by += f", layers by {WORDS.get(kind) or f'{kind} removal, {WORDS[metric]}'}"
     return {**scores, **_stream(directory, shape), "layers": _ranks(stored, shape["layers"], kind, metric)}, ranked_by

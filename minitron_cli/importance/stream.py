@@ -11,7 +11,6 @@ from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.importance.activations import Activations
 from minitron_cli.importance.gather import Gathered
 from minitron_cli.models.streaming import StreamedModel
-from minitron_cli.models.taps import listening
 from minitron_cli.runtime.progress import Progress
 from minitron_cli.runtime.state import load_state, save_state
 from minitron_cli.tokens import Split
@@ -76,11 +75,10 @@ class StreamedSweep:
             self.activations.layer_done()
 
     def _layer(self, number: int, progress: Progress) -> None:
-        taps = [placed for placed in self.gathered.taps if placed.layer == number]
         (block,) = (placed for placed in self.gathered.blocks if placed.layer == number)
         with (
             self.model.loaded(number),
-            listening(taps, self.gathered.heard),
+            self.gathered.listening([number]),
             torch.inference_mode(),
         ):
             for rows in self.batches:
@@ -93,8 +91,8 @@ class StreamedSweep:
 
     def _leave(self) -> None:
         """What comes after the last layer, for the taps there."""
-        taps = [placed for placed in self.gathered.taps if placed.layer is None]
-        with listening(taps, self.gathered.heard), torch.inference_mode():
+        taps = any(placed.layer is None for placed in self.gathered.taps)
+        with self.gathered.listening([None]), torch.inference_mode():
             for rows in self.batches if taps else []:
                 self.gathered.batch = rows.stop - rows.start
                 self.model.leave(self.activations.read(rows, self.model.device))

@@ -26,7 +26,7 @@ class WeightedScores:
         declared = {name: tensor for name, tensor, _ in shape.family.expected(shape.config)}
         self._inputs: dict[PlacedTap, int] = {}
         for placed in taps:
-            tensor = declared.get(placed.tap.module.format(layer=placed.layer) + ".weight")
+            tensor = declared.get(shape.family.on_disk(placed.tap.module.format(layer=placed.layer)) + ".weight")
             if (
                 placed.kind in ENDS
                 and tensor is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from minitron_cli.checkpoint.surgery import labels
 from minitron_cli.families.expression import axes, parse
 from minitron_cli.families.schema import Axis, Tensor
 from minitron_cli.importance.layout import Array, Scores, score_shape, scored_axes
-from minitron_cli.shape import Shape
+from minitron_cli.shape import Shape, expert_of
 
 BLOCK_BYTES = 4 << 20
 """Bytes squared at once; the squares in fp64 take four times as much beside them for bf16."""
@@ -23,22 +24,39 @@ WORKERS = 2
 """Tensors in flight: one is read while another is squared."""
 
 
-def normed_tensors(
-    checkpoint: Checkpoint, only: Collection[str] | None = None
-) -> list[tuple[Entry, Tensor, int | None]]:
-    """What the pass reads: (where it is, declaration, layer).
+class Normed(NamedTuple):
+    """A tensor that the pass reads, or one expert's part of it: where it is, what it is, and to what it belongs."""
+
+    entry: Entry
+    tensor: Tensor
+    layer: int | None
+    expert: int | None
+
+    @property
+    def axes(self) -> frozenset[str]:
+        """Axes whose units it has, or is one of."""
+        own = frozenset({"experts"} if self.expert is not None else ())
+        return own.union(*(axes(parse(text)) for text in self.tensor.dims))
+
+
+def normed_tensors(checkpoint: Checkpoint, only: Collection[str] | None = None) -> list[Normed]:
+    """What the pass reads.
 
     Norm weights are left out: they scale activations, their size says little of a channel's use.
 
     Args:
         only: axes that a tensor must have one of.
     """
-    return [
-        (checkpoint.entries[name], tensor, layer)
-        for name, (tensor, layer) in checkpoint.declared.items()
-        if tensor.role not in ("norm", "query_norm", "buffer")
-        and (only is None or any(axes(parse(text)) & set(only) for text in tensor.dims))
-    ]
+    found: list[Normed] = []
+    for name, (tensor, layer) in checkpoint.declared.items():
+        entry, part = checkpoint.entries[name], checkpoint.shape.family.taken_apart(tensor)
+        if tensor.role in ("norm", "query_norm", "buffer"):
+            continue
+        if part is None:
+            found.append(Normed(entry, tensor, layer, expert_of(name)))
+        else:
+            found += [Normed(entry.part(number), part, layer, number) for number in range(entry.shape[0])]
+    return [each for each in found if only is None or each.axes & set(only)]
 
 
 def weight_norm_scores(
@@ -60,14 +78,16 @@ def weight_norm_scores(
     tensors = normed_tensors(checkpoint, None if only is None else wanted)
     with ThreadPoolExecutor(WORKERS) as pool:
         # In the order of the table, whichever is done first: sums are the same every time.
-        found = pool.map(squared_sums, [entry for entry, _, _ in tensors])
-        for (entry, tensor, layer), energies in zip(tensors, found, strict=True):
-            if layer is not None:
-                layer_totals[layer] += energies[0].sum()
-            for energy, text in zip(energies, tensor.dims, strict=True):
+        found = pool.map(squared_sums, [each.entry for each in tensors])
+        for each, energies in zip(tensors, found, strict=True):
+            if each.layer is not None:
+                layer_totals[each.layer] += energies[0].sum()
+                if each.expert is not None and "experts" in totals:
+                    totals["experts"][each.layer, each.expert] += energies[0].sum()
+            for energy, text in zip(energies, each.tensor.dims, strict=True):
                 for axis_name in axes(parse(text)) & wanted.keys():
-                    _add(totals[axis_name], energy, shape, wanted[axis_name], text, layer)
-            on_bytes(entry.nbytes)
+                    _add(totals[axis_name], energy, shape, wanted[axis_name], text, each)
+            on_bytes(each.entry.nbytes)
     scores = {name: np.sqrt(total) for name, total in totals.items()}
     return scores if only is not None else {**scores, "layers": np.sqrt(layer_totals)}
 
@@ -85,11 +105,14 @@ def squared_sums(entry: Entry) -> list[Array]:
     return sums
 
 
-def _add(total: Array, energy: Array, shape: Shape, axis: Axis, text: str, layer: int | None) -> None:
+def _add(total: Array, energy: Array, shape: Shape, axis: Axis, text: str, normed: Normed) -> None:
     """Add a dimension's energy to the units of one axis."""
-    unit = labels(parse(text), shape.sizes, axis.name, axis.within)
+    layer, outer = normed.layer, axis.within
+    if outer == "experts" and normed.expert is not None:
+        total, outer = total[:, normed.expert], ""
+    unit = labels(parse(text), shape.sizes, axis.name, outer)
     used = unit >= 0
-    units = shape.sizes[axis.name] * (shape.sizes[axis.within] if axis.within else 1)
+    units = shape.sizes[axis.name] * (shape.sizes[outer] if outer else 1)
     summed = np.bincount(unit[used], weights=energy[used], minlength=units)
     rotary = shape.family.rotary
     if rotary is not None and axis.name == rotary.axis:

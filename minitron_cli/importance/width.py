@@ -16,10 +16,10 @@ from minitron_cli.importance.statistics import SampleStatistic, reduce_sequence
 from minitron_cli.models.taps import PlacedTap
 from minitron_cli.shape import Shape
 
-KINDS = ("hidden", "attention", "ffn")
+KINDS = ("hidden", "attention", "ffn", "shared_ffn", "q_rank", "kv_rank", "expert_latent")
 """Taps that carry width scores."""
 
-ENDS = ("attention", "ffn")
+ENDS = ("attention", "ffn", "shared_ffn")
 """Those of them on what enters the projections that write into the residual stream, in the order of a layer."""
 
 

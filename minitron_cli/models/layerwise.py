@@ -104,11 +104,28 @@ class LayerwiseModel:
                 pass
             (hidden, call), *_ = reached
             call = call.moved(there)
-            output = layer(hidden.to(there), *call.args, **call.kwargs)
+            # Tables of a layer are real even where its weights are not.
+            buffers = {name: buffer.to(there) for name, buffer in layer.named_buffers()}
+            with _experts_without_values(self.model):
+                output = torch.func.functional_call(layer, buffers, (hidden.to(there), *call.args), call.kwargs)
         if isinstance(output, torch.Tensor):
             return lambda hidden: hidden
         rest = tuple(output[1:])
         return lambda hidden: (hidden, *rest)
+
+
+@contextmanager
+def _experts_without_values(model: Any) -> Iterator[None]:
+    """Experts run by the one stock product that works on the meta device in every type."""
+    config, name = model.config, "_experts_implementation"
+    before = getattr(config, name, None)
+    if before is not None:
+        setattr(config, name, "batched_mm")
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(config, name, before)
 
 
 Respond = Callable[[int, torch.Tensor, Call], torch.Tensor]

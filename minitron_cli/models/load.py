@@ -106,12 +106,21 @@ def stock_config(config: dict[str, Any]) -> Any:
     """
     from transformers import AutoConfig
 
-    values = dict(config)
+    values = _with_floats(dict(config))
     model_type = values.pop("model_type")
     try:
         return AutoConfig.for_model(model_type, **values)
     except Exception as error:  # strict dataclass validation raises several kinds
         raise CheckpointError(f"transformers refuses this {model_type} config: {first_sentence(error)}") from error
+
+
+def _with_floats(value: Any) -> Any:
+    """What stock classes write as {"__float__": "Infinity"}, which JSON has no word for, as numbers."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
+        return {key: _with_floats(each) for key, each in value.items()}
+    return [_with_floats(each) for each in value] if isinstance(value, list) else value
 
 
 def context_length(config: dict[str, Any]) -> int | None:

@@ -24,7 +24,9 @@ def save_model(model: Any, source: Checkpoint, directory: Path) -> None:
             rounded = tensor.to(dtype)
             tensor.copy_(rounded)
     # Stock save_pretrained knows tied weights and the names on disk; the config on disk stays the source's own.
-    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    buffers = {name for name, _ in model.named_buffers()}
+    # Buffers stay as they are: a routing bias that is rounded chooses other experts.
+    state = {name: tensor if name in buffers else tensor.to(dtype) for name, tensor in model.state_dict().items()}
     model.save_pretrained(directory, state_dict=state)
     copy_companions(source.path, directory)
     write_json(directory / "config.json", dict(source.config))

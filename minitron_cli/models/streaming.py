@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -18,6 +20,7 @@ from minitron_cli.errors import CheckpointError
 from minitron_cli.models.layerwise import LayerwiseModel
 from minitron_cli.models.load import LOADING, load_model, stock_config
 from minitron_cli.runtime.memory import give_back_freed
+from minitron_cli.shape import expert_of
 
 
 class ResidentModel(LayerwiseModel):
@@ -75,11 +78,31 @@ class StreamedModel(LayerwiseModel):
             give_back_freed()
 
     def _load(self, layer: int | None) -> None:
-        """Read the tensors of one layer, or of the frame; the stock loader's own conversions apply."""
-        tensors = {name: self.checkpoint.read(name) for name in self.names[layer]}
+        """Read the tensors of one layer, or of the frame; the stock loader's own conversions apply.
+
+        What it stacks exists three times for a moment: the two projections into the experts are stacked before the one
+        out of them is read, so that this is never the whole layer.
+        """
+        into, out = ([name for name in self.names[layer] if self._enters_experts(name) == way] for way in (True, False))
         mapping = get_model_conversion_mapping(self.model)
-        config = LoadStateDictConfig(dtype=self.dtype, device_map={"": self.device}, weight_mapping=mapping)
-        convert_and_load_state_dict_in_model(self.model, tensors, config)
+        for names in filter(None, (into, out)):
+            tensors = {name: _Unread(self.checkpoint, name) for name in names}
+            config = LoadStateDictConfig(dtype=self.dtype, device_map={"": self.device}, weight_mapping=mapping)
+            convert_and_load_state_dict_in_model(self.model, tensors, config)
+
+    def _enters_experts(self, name: str) -> bool:
+        return expert_of(name) is not None and self.checkpoint.declared[name][0].dims[0] == "expert_ffn"
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A tensor that the stock loader reads when it needs it, and lets go when it is converted."""
+
+    checkpoint: Checkpoint
+    name: str
+
+    def __getitem__(self, everything: Any) -> torch.Tensor:
+        return self.checkpoint.read(self.name)
 
 
 def open_model(

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from minitron_cli.checkpoint.blocks import Array, Choice
 from minitron_cli.checkpoint.reader import tensor_of
-from minitron_cli.checkpoint.surgery import Indices, first_terms, positions, softmax_fold
+from minitron_cli.checkpoint.surgery import Indices, of_term, positions, softmax_fold
 from minitron_cli.families.expression import axes, parse
 from minitron_cli.families.schema import Tensor
 from minitron_cli.prune.plan import PrunePlan
@@ -21,7 +21,7 @@ Factors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Edit:
-    """A tensor of the original by its name there, and the plan."""
+    """A tensor of the original by its name there, and the plan; `expert` is the routed one that it belongs to."""
 
     shape: Shape
     plan: PrunePlan
@@ -29,6 +29,7 @@ class Edit:
     tensor: Tensor
     layer: int | None
     dtype: str
+    expert: int | None = None
 
     def choice(self) -> Choice:
         """What stays, and what is done to it."""
@@ -41,7 +42,8 @@ class Edit:
         """Kept positions of every dimension; of the axis `whole` all are kept."""
         within = {axis.name: axis.within for axis in self.shape.family.axes if axis.within}
         kept = {name: units for name, units in self.plan.kept(self.layer).items() if name != whole}
-        return [positions(parse(text), self.shape.sizes, kept, within) for text in self.tensor.dims]
+        outer = {} if self.expert is None else {"experts": self.expert}
+        return [positions(parse(text), self.shape.sizes, kept, within, outer) for text in self.tensor.dims]
 
     def scales(self, selections: list[Indices]) -> list[Factors]:
         """Factors of the kept positions of every dimension; their product is what a value is multiplied by."""
@@ -72,7 +74,7 @@ class Edit:
         if not self._folds or "head_dim" not in axes(expression):
             return np.ones(len(chosen), np.float32)
         fold = softmax_fold(self.shape["head_dim"], self.plan.sizes["head_dim"])
-        return np.where(first_terms(expression, self.shape.sizes)[chosen], fold, 1.0).astype(np.float32)
+        return np.where(of_term(expression, self.shape.sizes)[chosen], fold, 1.0).astype(np.float32)
 
 
 def _multiplied(scales: list[Factors], offset: float, dtype: str, values: Array, at: tuple[slice, ...]) -> Array:

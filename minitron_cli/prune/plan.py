@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from minitron_cli.checkpoint.rotary import choose, retuned
 from minitron_cli.checkpoint.surgery import Indices, Kept, new_config
 from minitron_cli.config.prune import Rescale
 from minitron_cli.errors import InputError, ShapeError
-from minitron_cli.importance.layout import Scores
+from minitron_cli.importance.layout import CELLS, Scores
+from minitron_cli.prune.nested import choose_nested
 from minitron_cli.prune.residual import require_readers, rescaling, tied_head, untying
 from minitron_cli.prune.sizes import complete_target
 from minitron_cli.shape import Shape
@@ -24,7 +26,8 @@ class PrunePlan:
     """What stays. Plain data: printed by --dry-run, saved beside the result, accepted by --plan.
 
     `keep` maps an axis to kept unit numbers, ascending: a list for an axis chosen once for the model; for an axis
-    chosen per layer one list per kept layer (of lists, one per outer unit, for an axis chosen within another).
+    chosen per layer one list per kept layer (of lists, one per outer unit, for an axis chosen within another), empty
+    for layers that have none.
     `rescale` maps a tensor (its name before the cut) to the factor on what it applies. With `rotate`, hidden units are
     the directions of the residual stream by falling energy, whose basis the importance directory `statistics` holds;
     with `untie` a head that is the embedding table becomes a matrix of its own by that.
@@ -64,8 +67,12 @@ class PrunePlan:
                 f"This is not a prune plan ({error}); make one with `minitron prune --dry-run --json`."
             ) from None
 
-    def kept(self, layer: int | None) -> Kept:
+    @cached_property
+    def kept(self) -> Callable[[int | None], Kept]:
         """Kept units of every cut axis, as seen by one layer (original number) or outside the layers."""
+        return lru_cache(4)(self._kept)
+
+    def _kept(self, layer: int | None) -> Kept:
         result: dict[str, Indices] = {}
         for axis, units in self.keep.items():
             array = (
@@ -111,6 +118,10 @@ def make_plan(
     layers = _kept_layers(shape, scores, target, drop_layers)
     sizes = complete_target(shape, {**target, "layers": len(layers)})
     keep: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
+    if CELLS in scores:
+        having = shape.layers_with(family.nested[0])
+        nested = choose_nested(family, scores[CELLS], sizes, layers, having, _choose)
     step = 1
     rotary = family.rotary
     for axis in family.cut_axes:
@@ -120,10 +131,16 @@ def make_plan(
         if rotary is not None and name == rotary.axis:
             # One choice for the model: theta is one number.
             step, keep[name] = choose(rotary, shape.config, scores[name].sum(0), old[name], sizes[name])
+        elif name in nested:
+            keep[name] = nested[name]
         elif name == "hidden" and rotate is not None:
             keep[name] = list(range(sizes[name]))
         elif axis.per_layer:
-            keep[name] = [_choose(name, scores[name][layer], sizes[name]) for layer in layers]
+            having = shape.layers_with(name)
+            blocks = sizes[axis.evenly] if axis.evenly else 1
+            keep[name] = [
+                _choose(name, scores[name][layer], sizes[name], blocks) if layer in having else [] for layer in layers
+            ]
         else:
             keep[name] = _choose(name, scores[name], sizes[name])
     plan = PrunePlan(family.name, dict(old), sizes, layers, keep, step, ranked_by, shape.params, 0)
@@ -169,21 +186,46 @@ def _kept_layers(shape: Shape, scores: Scores, target: Mapping[str, int], drop: 
     for layer in drop:
         if layer >= count:
             raise ShapeError(f"--drop-layers {layer}: the model has layers 0 to {count - 1}.")
+    wanted = target.get("layers", count)
+    if wanted > count:
+        raise ShapeError(f"--layers {wanted} is larger than the original {count}; pruning only removes.")
     if drop:
         kept = [layer for layer in range(count) if layer not in drop]
-        if not kept:
-            raise ShapeError("--drop-layers would remove every layer.")
-        return kept
-    wanted = target.get("layers", count)
-    if wanted >= count:
-        if wanted > count:
-            raise ShapeError(f"--layers {wanted} is larger than the original {count}; pruning only removes.")
+    elif wanted == count:
         return list(range(count))
-    return _choose("layers", scores["layers"], wanted)
+    else:
+        kept = best_layers(shape, scores["layers"], wanted)
+    if not kept:
+        raise ShapeError("--drop-layers would remove every layer.")
+    for tag, source in shape.family.required.items():
+        having = _tagged(shape, tag)
+        if having and not having & {*kept}:
+            raise ShapeError(f"At least one {tag.replace('_', ' ')} layer must stay, of {_listed(having)} ({source}).")
+    return kept
 
 
-def _choose(name: str, scores: Any, count: int) -> list[Any]:
-    """The best units of an axis, as a plan lists them.
+def best_layers(shape: Shape, scores: Any, wanted: int) -> list[int]:
+    """The best layers by (layers,) scores, in order; one of each kind that the stock class needs is among them."""
+    values = np.asarray(scores, np.float64)
+    for tag in shape.family.required:
+        having = sorted(_tagged(shape, tag))
+        if having and wanted > 0:
+            values = values.copy()
+            values[max(having, key=lambda layer: float(values[layer]))] = values.max() + 1
+    return _choose("layers", values, wanted)
+
+
+def _tagged(shape: Shape, tag: str) -> set[int]:
+    tags = shape.family.layer_tags(shape.config, shape["layers"])
+    return {layer for layer, words in enumerate(tags) if tag in words}
+
+
+def _listed(layers: set[int]) -> str:
+    return ", ".join(map(str, sorted(layers)))
+
+
+def _choose(name: str, scores: Any, count: int, blocks: int = 1) -> list[Any]:
+    """The best units of an axis, equally many of each block, as a plan lists them.
 
     Raises:
         InputError: the scores are not numbers, or all the same.
@@ -193,8 +235,12 @@ def _choose(name: str, scores: Any, count: int) -> list[Any]:
         raise InputError(f"Scores of {name} are not finite; score the checkpoint again, with --dtype float32.")
     if values.size > 1 and values.min() == values.max():
         raise InputError(f"All scores of {name} are the same, so they rank nothing; score again, on other data.")
-    chosen: list[Any] = top_units(values, count).tolist()
-    return chosen
+    if blocks == 1:
+        chosen: list[Any] = top_units(values, count).tolist()
+        return chosen
+    starts = np.arange(blocks)[:, None] * (len(values) // blocks)
+    evenly: list[Any] = (top_units(values.reshape(blocks, -1), count // blocks) + starts).reshape(-1).tolist()
+    return evenly
 
 
 def top_units(scores: Indices | Any, count: int) -> Indices:
@@ -211,6 +257,8 @@ def planned_config(shape: Shape, plan: PrunePlan) -> dict[str, Any]:
         changes = retuned(shape.config, rotary, old, new, plan.rotary_step)
     if plan.untie:
         changes |= untying(shape)
+    # What the stock class does not load is not written, and the config must not promise it.
+    changes |= {key: value for key, value in shape.family.dropped_config.items() if shape.config.get(key)}
     return new_config(shape.config, shape.family, plan.sizes, plan.layers, changes)
 
 

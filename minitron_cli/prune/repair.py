@@ -21,7 +21,6 @@ from minitron_cli.families.expression import parse, size
 from minitron_cli.families.schema import Tap
 from minitron_cli.importance.activations import Activations
 from minitron_cli.importance.store import load_basis
-from minitron_cli.importance.width import ENDS
 from minitron_cli.models.streaming import StreamedModel, weight_bytes
 from minitron_cli.models.taps import PlacedTap, find_taps, listening
 from minitron_cli.prune.plan import PrunePlan
@@ -32,18 +31,23 @@ from minitron_cli.runtime.progress import Progress
 from minitron_cli.shape import Shape
 from minitron_cli.tokens import Split
 
+ENDS = ("attention", "mixer", "ffn")
+"""Taps on what enters the projections that write into the residual stream, in the order of a layer."""
+
 HELD_OUT = 8
 """One in so many sequences chooses the damping."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A projection that writes into the residual stream, in both models, and its tensor's name in each."""
+    """A projection that writes into the residual stream, `factor` times what it puts out, and its tensor's name."""
 
     tap: Tap
     layer: int
     name: str
     dims: tuple[str, ...]
+    factor: float
+    first: bool = False
     last: bool = False
 
     @property
@@ -62,7 +66,7 @@ def projections(shape: Shape) -> dict[int, list[Projection]]:
     found: dict[int, list[Projection]] = {layer: [] for layer in range(shape["layers"])}
     for kind in ENDS:
         for tap, layer in find_taps(shape, kind):
-            name = tap.module.format(layer=layer) + ".weight"
+            name = shape.family.on_disk(tap.module.format(layer=layer)) + ".weight"
             tensor = declared.get(name)
             if (
                 layer is None
@@ -74,8 +78,17 @@ def projections(shape: Shape) -> dict[int, list[Projection]]:
                     f"{shape.family.name} cannot be repaired, as its {kind} does not end in a plain linear; use "
                     "--repair off."
                 )
-            found[layer].append(Projection(tap, layer, name, tensor.dims))
-    return {layer: [*ends[:-1], *(replace(end, last=True) for end in ends[-1:])] for layer, ends in found.items()}
+            factor = shape.family.residual_factor(shape.config, kind)
+            found[layer].append(Projection(tap, layer, name, tensor.dims, factor))
+    # Routed experts end in no single projection: in their layers the last one that can be fitted is not the end.
+    routed = {layer for _, layer in find_taps(shape, "experts")}
+    return {
+        layer: [
+            replace(end, first=number == 1, last=number == len(ends) and layer not in routed)
+            for number, end in enumerate(ends, 1)
+        ]
+        for layer, ends in found.items()
+    }
 
 
 class Repair:
@@ -106,9 +119,7 @@ class Repair:
         if plan.rotate:
             basis = load_basis(Path(plan.statistics), original.shape["hidden"], plan.sizes["hidden"])
             self._basis = basis.to(self.device)
-        family, config = original.shape.family, original.shape.config
-        scale = config.get(family.residual_key, 1.0) if family.residual_key else 1.0
-        self._factor = None if family.post_norms else float(scale)
+        self._bare = not original.shape.family.post_norms
         self._kept = plan.keep.get("hidden")
 
     def run(self) -> dict[str, float | None]:
@@ -137,7 +148,7 @@ class Repair:
 
     def _meets_stream(self, end: Projection) -> bool:
         """Whether nothing but this projection stands between its inputs and the stream that leaves the layer."""
-        return end.last and self._factor is not None
+        return end.last and self._bare
 
     def _pass_over(self, removed: range, progress: Progress) -> None:
         """Take the original's states through layers that the pruned model lacks."""
@@ -189,15 +200,14 @@ class Repair:
         for batch in batches:
             entering, left = self._heard(self.pruned, new, "input", batch)
             if old is None:
-                assert self._factor is not None
                 stream = self._entered(self.original, batch)
-                missing = (self._as_pruned(stream) - left) / self._factor
+                missing = (self._as_pruned(stream) - left) / new.factor
             else:
                 target, stream = self._heard(self.original, old, "output", batch)
                 missing = self._as_pruned(target) - module(entering.to(module.weight.dtype)).float()
-                if self._factor is not None:
+                if self._bare and new.first:
                     before = self._as_pruned(self._entered(self.original, batch)) - self._entered(self.pruned, batch)
-                    missing += before / self._factor
+                    missing += before / new.factor
             if biased:
                 entering = torch.cat([entering, torch.ones_like(entering[:, :1])], dim=1)
             # Divided as the next norm will: else the few tokens of huge states would decide alone.
@@ -250,7 +260,7 @@ def memory_of(
     largest = max(size for layer, size in weights.items() if layer is not None)
     width = max(size(parse(end.tap.dims), pruned.sizes) + 1 for ends in projections(pruned).values() for end in ends)
     hidden = checkpoint.shape["hidden"]
-    batch = batch_size * seq_len * max(6 * hidden, 4 * checkpoint.shape.sizes.get("ffn", 0)) * 4
+    batch = batch_size * seq_len * max(6 * hidden, 4 * checkpoint.shape.inner) * 4
     parts = {
         "embeddings and heads": 2 * weights[None],
         "a layer of both models": 3 * largest,

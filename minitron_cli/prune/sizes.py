@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from minitron_cli.checkpoint.rotary import rope_types, turning
 from minitron_cli.errors import ShapeError
 from minitron_cli.families.expression import axes, parse, size
-from minitron_cli.families.schema import Family, formula
+from minitron_cli.families.schema import Axis, Family, formula, holds
 from minitron_cli.shape import Shape
 
 
@@ -24,8 +24,10 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
         raise ShapeError(f"{family.name} can be inspected but not pruned yet; its cuts are not proven.")
     for name, value in target.items():
         axis = family.axis(name)
+        if name in shape.absent:
+            raise ShapeError(f"--{name.replace('_', '-')}: no layer of this {family.name} model has any.")
         if not axis.prunable and value != old[name]:
-            raise ShapeError(f"--{name.replace('_', '-')}: {family.name} cannot cut it ({axis.why_not or 'derived'}).")
+            raise ShapeError(f"--{name.replace('_', '-')}: {family.name} cannot cut it ({_why_not(axis)}).")
         if value > old[name]:
             raise ShapeError(
                 f"--{name.replace('_', '-')} {value} is larger than the original {old[name]}; pruning only removes."
@@ -33,17 +35,25 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
         if value < 1:
             raise ShapeError(f"--{name.replace('_', '-')} must be at least 1.")
     sizes = following(family, old, target)
-    check_rules(family, sizes)
+    check_rules(shape, sizes)
     check_rotation(shape, sizes)
-    if sizes.get("group", 0) > old.get("group", 0):
-        raise ShapeError(
-            f"{sizes['heads']} heads on {sizes['kv_heads']} KV heads make {sizes['group']} per group; the original "
-            f"has {old['group']}; give --heads {sizes['kv_heads'] * old['group']} or fewer."
-        )
+    for member, (over, under) in members(family).items():
+        if sizes[member] > old[member]:
+            most, option = sizes[under] * old[member], over.replace("_", "-")
+            raise ShapeError(
+                f"{over} {sizes[over]} on {under} {sizes[under]} make {sizes[member]} each; the original has "
+                f"{old[member]}; give --{option} {most} or fewer."
+            )
+    for axis in family.axes:
+        if axis.why_not and axis.name not in family.coupled and sizes[axis.name] != old[axis.name]:
+            raise ShapeError(
+                f"{axis.name} would change from {old[axis.name]} to {sizes[axis.name]}, which {family.name} cannot cut "
+                f"({axis.why_not})."
+            )
     for name, value in sizes.items():
         if value != target.get(name, value):
             raise ShapeError(f"{family.name} computes {name} {value} from the other sizes, not {target[name]}.")
-        if value > old[name]:
+        if value > old[name] and not family.axis(name).follows:
             raise ShapeError(f"{name} would grow from {old[name]} to {value}: the stock class computes it; cut more.")
     return sizes
 
@@ -51,8 +61,13 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
 def following(family: Family, old: Mapping[str, int], target: Mapping[str, int]) -> dict[str, int]:
     """The target with what follows from it: query heads of removed KV heads, coupled and derived axes."""
     sizes = {**old, **target}
-    if "kv_heads" in target and "heads" not in target:
-        sizes["heads"] = target["kv_heads"] * (old["heads"] // old["kv_heads"])
+    for member, (over, under) in members(family).items():
+        if under in target and over not in target:
+            sizes[over] = target[under] * old[member]
+    for axis in family.axes:
+        # A name for another axis: every query head of these classes is a KV head.
+        if axis.prunable and not axis.key and axis.default in old and axis.name in target:
+            sizes[str(axis.default)] = target.get(str(axis.default), target[axis.name])
     changed = {name for name in sizes if sizes[name] != old[name]}
     for name, expression in family.coupled.items():
         if name not in target and changed & axes(parse(expression)):
@@ -62,21 +77,51 @@ def following(family: Family, old: Mapping[str, int], target: Mapping[str, int])
     for axis in family.axes:
         if not axis.key and isinstance(axis.default, str):
             sizes[axis.name] = formula(axis.default, sizes)
+        elif axis.follows:
+            sizes[axis.name] = formula(axis.follows, sizes)
     return sizes
 
 
-def check_rules(family: Family, sizes: Mapping[str, int]) -> None:
-    """Divisibility rules of the stock class, and coupled axes.
+def members(family: Family) -> dict[str, tuple[str, str]]:
+    """Axes whose units lie inside those of another (query heads of a KV head): member to (all of them, the outer axis).
+
+    Cutting the outer axis takes its members along.
+    """
+    found = {}
+    for axis in family.axes:
+        if isinstance(axis.default, str) and "//" in axis.default and axis.within:
+            over, _, under = axis.default.split()
+            if under == axis.within:
+                found[axis.name] = (over, under)
+    return found
+
+
+def _why_not(axis: Axis) -> str:
+    return axis.why_not or f"the stock class computes it as {axis.default}"
+
+
+def check_rules(shape: Shape, sizes: Mapping[str, int]) -> None:
+    """Divisibility rules and smallest sizes of the stock class, and coupled axes.
 
     Raises:
         ShapeError: with the rule's source.
     """
+    family, config = shape.family, shape.family.with_defaults(shape.config)
     for rule in family.divides:
+        if {rule.axis, rule.beside} & shape.absent or not all(holds(config, each) for each in rule.conditions):
+            continue
         divisor = size(parse(rule.divisor), sizes)
         if divisor and sizes[rule.axis] % divisor:
             raise ShapeError(
-                f"{rule.axis} {sizes[rule.axis]} is not a multiple of {rule.divisor} {divisor}, and the stock class "
-                f"refuses that ({rule.source})."
+                f"{rule.axis} {sizes[rule.axis]} is not a multiple of "
+                f"{'' if rule.divisor.isdigit() else rule.divisor + ' '}{divisor}, and the stock class refuses that "
+                f"({rule.source})."
+            )
+    for least in family.least:
+        smallest = size(parse(least.size), sizes)
+        if 0 < sizes[least.axis] < smallest:
+            raise ShapeError(
+                f"{least.axis} {sizes[least.axis]} is too few: the stock class needs {smallest} ({least.source})."
             )
     for axis, expression in family.coupled.items():
         if sizes[axis] != size(parse(expression), sizes):

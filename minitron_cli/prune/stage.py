@@ -140,17 +140,20 @@ def _ranked_plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
             raise ConfigError("--rotate needs --importance: directions of the residual stream are found there.")
     if config.width_score in ("contribution", "fluctuation") and config.importance is None:
         raise ConfigError("--width-score needs --importance: what units do is measured there.")
+    if config.expert_score != "reap" and config.importance is None:
+        raise ConfigError("--expert-score needs --importance: what experts do is measured there.")
     if config.importance is not None:
         removed = checkpoint.shape["layers"] - target.get("layers", checkpoint.shape["layers"])
         source = fingerprint(checkpoint.path)
         scores, ranked_by = load_scores(
-            config.importance, checkpoint.shape, source, config.layer_score, {removed}, config.width_score
-        )
+            config.importance, checkpoint.shape, source, config.layer_score, {removed}, config.width_score,
+            config.expert_score,
+        )  # fmt: skip
     else:
         from minitron_cli.importance.weights import normed_tensors, weight_norm_scores
 
         say("No --importance given: units are ranked by weight norms.")
-        total = sum(entry.nbytes for entry, _, _ in normed_tensors(checkpoint))
+        total = sum(each.entry.nbytes for each in normed_tensors(checkpoint))
         with Progress("weight norms", total, "bytes") as progress:
             scores, ranked_by = weight_norm_scores(checkpoint, on_bytes=progress.advance), "weight norms"
     # Other parts of a multimodal checkpoint write into the stream, too.

@@ -173,7 +173,7 @@ def _kv_budget(config: SearchConfig, shape: Shape, costs: Costs) -> Budget:
     assert config.kv_bytes is not None and config.context is not None
     context = config.context
     high = read_bytes(config.kv_bytes, shape.kv_bytes(context, KV_ELEMENT_BYTES))
-    wording = f"of 16-bit KV cache for {context:,} tokens"
+    wording = f"of 16-bit KV cache{' and state' if shape.state_bytes() else ''} for {context:,} tokens"
     cost, factor = costs.kv_elements(context), float(KV_ELEMENT_BYTES)
     option = f"--kv-bytes {config.kv_bytes}"
     return Budget(option, wording, 0, high, cost, lambda s: s.kv_bytes(context, 1), factor, in_bytes=True)

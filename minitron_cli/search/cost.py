@@ -1,15 +1,15 @@
 """What a shape costs as polynomials of its axes: fast enough to bound whole boxes of a grid.
 
 `Shape` counts tensor by tensor and is the reference. Here the dimensions of all tensors of one layer are multiplied
-out once. Every coefficient is positive, so that a sum is smallest and largest where every axis is. Layers that leave
-are counted as the last ones.
+out once. Every coefficient is positive, so that a sum is smallest and largest where every axis is. Which layers stay
+matters where they differ: `Remaining` says it, and fewer of them are always among more.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,6 +21,9 @@ from minitron_cli.shape import EXPERTS, Shape
 Polynomial = Counter[tuple[str, ...]]
 """Sorted axis names to the coefficient of their product."""
 
+Remaining = Callable[[int], Sequence[int]]
+"""How many layers stay to which ones do, in their order; `range` where the last ones leave."""
+
 CHOSEN = "experts per token"
 """Beside the axes: the experts that a token passes."""
 
@@ -31,16 +34,17 @@ class Cost:
 
     outside: Polynomial
     layers: tuple[Polynomial, ...]
+    remaining: Remaining = range
     _summed: dict[int, list[tuple[int, tuple[str, ...]]]] = field(default_factory=dict)
 
     def at(self, sizes: Mapping[str, int]) -> int:
-        """The cost of the first `sizes["layers"]` layers and all outside them."""
+        """The cost of the `sizes["layers"]` layers that stay, and of all outside them."""
         count = sizes["layers"]
         terms = self._summed.get(count)
         if terms is None:
             total = self.outside.copy()
-            for layer in self.layers[:count]:
-                total.update(layer)
+            for layer in self.remaining(count) if self.layers else ():
+                total.update(self.layers[layer])
             terms = self._summed[count] = [(factor, names) for names, factor in total.items()]
         cost = 0
         for value, names in terms:
@@ -53,8 +57,8 @@ class Cost:
 class Costs:
     """All costs of the cuts of one original, each pinned to a property of `Shape`."""
 
-    def __init__(self, shape: Shape) -> None:
-        self.shape, self.family = shape, shape.family
+    def __init__(self, shape: Shape, remaining: Remaining = range) -> None:
+        self.shape, self.family, self.remaining = shape, shape.family, remaining
         self._full = self.family.with_defaults(shape.config)
         self._tags = self.family.layer_tags(shape.config, shape["layers"])
         self._products: dict[tuple[str, ...], Polynomial] = {}
@@ -81,9 +85,12 @@ class Costs:
         seen = self.shape.seen_tokens(context)
         layers = []
         for tags, tokens in zip(self._tags, seen, strict=True):
-            texts = [text for tag, text in self.family.cache.items() if not tag or tag in tags]
-            layers.append(_scaled(_total(self._expanded((text,)) for text in texts), tokens))
-        return Cost(Polynomial(), tuple(layers))
+            cache, state = (
+                _total(self._expanded((text,)) for tag, text in texts.items() if not tag or tag in tags)
+                for texts in (self.family.cache, self.family.state)
+            )
+            layers.append(_total((_scaled(cache, tokens), state)))
+        return Cost(Polynomial(), tuple(layers), self.remaining)
 
     def flops_per_token(self, context: int) -> Cost:
         """`Shape.flops_per_token`."""
@@ -94,7 +101,7 @@ class Costs:
         for matrices, tags, tokens in zip(met.layers, self._tags, seen, strict=True):
             has_cache = any(not tag or tag in tags for tag in self.family.cache)
             layers.append(_scaled(_total((matrices, _scaled(attention, tokens if has_cache else 0))), 2))
-        return Cost(_scaled(_total((met.outside, self._head())), 2), tuple(layers))
+        return Cost(_scaled(_total((met.outside, self._head())), 2), tuple(layers), self.remaining)
 
     def _head(self) -> Polynomial:
         """The product with the vocabulary: the largest tensor that has one."""
@@ -106,7 +113,7 @@ class Costs:
 
     def extended(self, sizes: Mapping[str, int]) -> dict[str, int]:
         """The sizes with the names that only costs know."""
-        return {**sizes, CHOSEN: min(sizes.get("experts", 0), self.shape.experts_per_token)}
+        return {**sizes, CHOSEN: self.family.chosen_experts(self.shape.config, sizes)}
 
     def bounds(self, low: Mapping[str, int], high: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
         """Sizes below and above those of every point between two corners, which are given as targets of a cut."""
@@ -122,7 +129,7 @@ class Costs:
         for polynomial, tensor, layer in self._declared(active=active):
             if not leave_out(tensor):
                 (outside if layer is None else layers[layer]).update(polynomial)
-        return Cost(outside, tuple(layers))
+        return Cost(outside, tuple(layers), self.remaining)
 
     def _declared(self, *, active: bool) -> Iterator[tuple[Polynomial, Tensor, int | None]]:
         """Every declaration that holds, with the elements of its tensors (of all experts, or the chosen ones)."""

@@ -56,7 +56,8 @@ def _candidate(space: Space, target: Sizes, sizes: Sizes, budgets: Sequence[Budg
     """The candidate at a point, counted once more, tensor by tensor."""
     original = space.shape
     own = {axis: sizes[axis] for axis in original.sizes}
-    shape = Shape.of(new_config(original.config, original.family, own, list(range(own["layers"]))))
+    layers = list(space.costs.remaining(own["layers"]))
+    shape = Shape.of(new_config(original.config, original.family, own, layers))
     for budget in budgets:
         assert budget.count(shape) == budget.cost.at(sizes), f"{shape.label()}: {budget.wording}"
     return Candidate({axis: size for axis, size in target.items() if size != original[axis]}, shape)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from minitron_cli.errors import ConfigError, ShapeError
+from minitron_cli.prune.sizes import members
 from minitron_cli.shape import Shape
 
 AUTO = "auto"
@@ -160,8 +161,21 @@ def automatic_grid(shape: Shape, cuts: Mapping[str, float] | None = None) -> dic
         if axis and (axis not in shape.sizes or not shape.family.axis(axis).prunable):
             able = ", ".join(axis.name for axis in shape.family.axes if axis.prunable)
             raise ConfigError(f"--max-cut {axis}: {shape.family.name} can cut {able}.")
-    wanted = [axis.name for axis in shape.family.axes if axis.name in LARGEST_CUT or axis.name in cuts]
+    wanted = [
+        axis.name
+        for axis in shape.family.axes
+        if axis.name not in shape.absent and (axis.name in LARGEST_CUT or axis.name in cuts or _bound(shape, axis.name))
+    ]
     return {axis: automatic_values(shape, axis, cuts) for axis in wanted if shape.family.axis(axis).prunable}
+
+
+def _bound(shape: Shape, axis: str) -> bool:
+    """Whether an axis is the first factor of a size that must be a multiple of one of the automatic grid."""
+    family = shape.family
+    return any(
+        rule.divisor in LARGEST_CUT and str(family.axis(rule.axis).default).split(" * ")[0] == axis
+        for rule in family.divides
+    )
 
 
 def automatic_values(shape: Shape, axis: str, cuts: Mapping[str, float]) -> Values:
@@ -170,17 +184,24 @@ def automatic_values(shape: Shape, axis: str, cuts: Mapping[str, float]) -> Valu
     cut = cuts.get(axis, cuts.get("", LARGEST_CUT.get(axis, OTHER_CUT)))
     step = hardware_step(shape, axis)
     sizes = {value for value in range(step, full + 1, step) if value >= (1 - cut) * full} | {full}
-    if axis == "kv_heads":
+    if axis in _outer(shape):
         sizes = {value for value in sizes if full % value == 0}
     return Values(tuple(Fraction(value) for value in sorted(sizes)))
 
 
+def _outer(shape: Shape) -> dict[str, str]:
+    """Axes whose units hold those of another, to that other: KV heads, groups of Mamba heads, key heads."""
+    return {"kv_heads": "heads", **{under: over for over, under in members(shape.family).values()}}
+
+
 def hardware_step(shape: Shape, axis: str) -> int:
-    """Layers and KV heads one by one; query heads by whole groups; channels by the largest power of two that is at most
-    a sixteenth of the axis, and at most 1024: 256 for a hidden size of 4096."""
-    if axis in ("layers", "kv_heads"):
+    """Layers and KV heads (and other groups) one by one; query heads and heads of groups by whole groups; channels by
+    the largest power of two that is at most a sixteenth of the axis, and at most 1024: 256 for a hidden size of 4096.
+    """
+    outer = _outer(shape)
+    if axis == "layers" or axis in outer:
         return 1
-    kv_heads = shape.sizes.get("kv_heads", 0)
-    if axis == "heads" and kv_heads < shape[axis]:
-        return kv_heads
+    for under, over in outer.items():
+        if axis == over and shape.sizes.get(under, 0) < shape[axis]:
+            return shape.sizes.get(under, 0) or 1
     return min(LARGEST_STEP, 1 << (max(shape[axis] // 16, 1).bit_length() - 1))

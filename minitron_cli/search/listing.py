@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,9 @@ from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import read_config
 from minitron_cli.config.search import SearchConfig
 from minitron_cli.errors import ConfigError, FamilyError
+from minitron_cli.runtime.progress import say
 from minitron_cli.search.budget import KV_ELEMENT_BYTES, Budget, make_budgets
+from minitron_cli.search.cost import Remaining
 from minitron_cli.search.enumerate import Candidate, enumerate_candidates, usable_grid
 from minitron_cli.search.grid import AUTO, read_cuts, read_grid
 from minitron_cli.search.space import Space
@@ -41,8 +43,15 @@ class SearchResult:
         return asdict(self)
 
 
-def feasible(config: SearchConfig, shape: Shape) -> dict[str | None, list[Candidate]]:
+Ranked = Callable[[set[int]], Remaining]
+"""Numbers of layers that may stay, to what stays in each case."""
+
+
+def feasible(config: SearchConfig, shape: Shape, ranked: Ranked | None = None) -> dict[str | None, list[Candidate]]:
     """All candidates that meet the closed-form budgets, by size of --params, largest first; most parameters first.
+
+    Args:
+        ranked: which layers stay; the first ones, where that is not known.
 
     Raises:
         UserError: a budget or the grid cannot be read, windows of sizes overlap, or nothing is feasible.
@@ -54,7 +63,14 @@ def feasible(config: SearchConfig, shape: Shape) -> dict[str | None, list[Candid
     entries = config.grid or (() if config.list and not cuts else (AUTO,))
     if cuts and not any(entry.strip().endswith(AUTO) for entry in entries):
         raise ConfigError("--max-cut limits automatic grids, and no --grid is automatic; add --grid auto or AXIS=auto.")
-    space = Space(shape, usable_grid(shape, read_grid(entries, shape, cuts)))
+    grid = usable_grid(shape, read_grid(entries, shape, cuts))
+    counts = {int(entry) for entry in grid["layers"].entries} if "layers" in grid else set()
+    remaining: Remaining = range
+    if ranked is not None:
+        remaining = ranked(counts)
+    elif counts - {shape["layers"]} and shape.layers_differ:
+        say("Layers of this model differ, and nothing ranks them here: the last ones are counted as those that leave.")
+    space = Space(shape, grid, remaining)
     budgets = {size: make_budgets(replace(config, params=size), shape, space.costs) for size in config.sizes}
     order = _largest_first(config, budgets) if len(budgets) > 1 else list(budgets)
     return {size: enumerate_candidates(space, budgets[size]) for size in order}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ CPU = torch.device("cpu")
 def cut_in_memory(checkpoint: Checkpoint, plan: PrunePlan, device: torch.device, dtype: torch.dtype) -> Any:
     """The pruned model without writing it."""
     tensors = {planned.name: read() for planned, read in cut_tensors(checkpoint, plan)}
-    return model_from_tensors(planned_config(checkpoint.shape, plan), tensors, device=device, dtype=dtype)
+    model = model_from_tensors(planned_config(checkpoint.shape, plan), tensors, device=device, dtype=dtype)
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert counted == plan.params_after, f"the plan says {plan.params_after:,} parameters, the model has {counted:,}"
+    return model
 
 
 class CutCheckpoint(Checkpoint):
@@ -38,6 +42,7 @@ class CutCheckpoint(Checkpoint):
         self.shape = Shape.of(self.config)
         made = {planned.name: (planned, read) for planned, read in cut_tensors(checkpoint, plan)}
         self._cuts = {name: read for name, (_, read) in made.items()}
+        self.shape = replace(self.shape, family=self.shape.family.as_stored(made))
         self.entries = {
             name: Entry(name, checkpoint.path, planned.dtype, planned.shape, (0, planned.nbytes))
             for name, (planned, _) in made.items()
@@ -105,7 +110,7 @@ class ZeroShot:
 
     def _batch(self, cut: CutCheckpoint) -> int:
         """Bytes of the widest activations of one batch."""
-        widest = max(6 * cut.shape["hidden"], 4 * cut.shape.sizes.get("ffn", 0))
+        widest = max(6 * cut.shape["hidden"], 4 * cut.shape.inner)
         return self.batch_size * int(self.split.tokens.shape[1]) * widest * 4
 
     def resident_loss(self, plan: PrunePlan) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from minitron_cli.errors import ShapeError
 from minitron_cli.families.expression import axes, parse
 from minitron_cli.prune.sizes import complete_target, following
-from minitron_cli.search.cost import Costs
+from minitron_cli.search.cost import Costs, Remaining
 from minitron_cli.search.grid import Grid
 from minitron_cli.shape import Shape
 
@@ -27,8 +27,8 @@ MOST_TRIES = 20_000
 class Space:
     """A grid over one original."""
 
-    def __init__(self, shape: Shape, grid: Grid) -> None:
-        self.shape, self.grid, self.costs = shape, grid, Costs(shape)
+    def __init__(self, shape: Shape, grid: Grid, remaining: Remaining = range) -> None:
+        self.shape, self.grid, self.costs = shape, grid, Costs(shape, remaining)
         self._axes = list(grid)
         self._ratios = [[(entry.numerator, entry.denominator) for entry in values.entries] for values in grid.values()]
         self._factors = [number for number, values in enumerate(grid.values()) if values.factors]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,11 @@ from minitron_cli.importance.layout import Scores
 from minitron_cli.importance.store import load_scores
 from minitron_cli.manifest import StageOutput, fingerprint, require_disk, write_json
 from minitron_cli.models.match import require_same_tokenizer
-from minitron_cli.prune.plan import PrunePlan, make_plan
+from minitron_cli.prune.plan import PrunePlan, best_layers, make_plan
 from minitron_cli.prune.residual import rotates
 from minitron_cli.runtime.device import pick_device, pick_dtype
 from minitron_cli.runtime.progress import Progress, say
+from minitron_cli.search.cost import Remaining
 from minitron_cli.search.course import Course
 from minitron_cli.search.enumerate import Candidate, spread
 from minitron_cli.search.funnel import Funnel, Rung
@@ -32,6 +33,7 @@ from minitron_cli.search.listing import SearchResult, fast, feasible, run_list
 from minitron_cli.search.measure import ZeroShot
 from minitron_cli.search.result import Findings, write_findings
 from minitron_cli.search.scores import TaskErrors, check_tasks
+from minitron_cli.shape import Shape
 from minitron_cli.tokens import PreparedSource, TokenDataset
 
 TIMINGS = "timings.json"
@@ -46,7 +48,11 @@ Chosen = dict[str | None, list[Candidate]]
 
 @dataclass(frozen=True)
 class Job:
-    """A checked search; nothing is loaded and nothing written. `course` is None where nothing is distilled."""
+    """A checked search; nothing is loaded and nothing written. `course` is None where nothing is distilled.
+
+    `counts` are the numbers of layers by which the layers of a model were ranked whose layers differ, so that what was
+    counted is what is cut.
+    """
 
     config: SearchConfig
     checkpoint: Checkpoint
@@ -56,6 +62,7 @@ class Job:
     device: torch.device
     inputs: dict[str, str]
     course: Course | None
+    counts: frozenset[int] = frozenset()
 
     def spread(self, found: Mapping[str | None, list[Candidate]]) -> Chosen:
         """The candidates that are measured."""
@@ -67,27 +74,21 @@ class Job:
         Raises:
             InputError: they are another checkpoint's, or say nothing about such cuts.
         """
-        assert self.config.importance is not None
-        layers = self.checkpoint.shape["layers"]
-        removed = {layers - each.shape["layers"] for candidates in measured.values() for each in candidates}
-        shape, score = self.checkpoint.shape, self.config.layer_score
-        return load_scores(self.config.importance, shape, self.source, score, removed, self.config.width_score)
+        counts = {each.shape["layers"] for candidates in measured.values() for each in candidates}
+        return _scores(self.config, self.checkpoint.shape, self.source, self.counts or counts)
 
     def plans(self, measured: Chosen) -> dict[str, PrunePlan]:
         """What stays of the checkpoint in each candidate, by name."""
         scores, ranked_by = self.scores(measured)
         shape, config = self.checkpoint.shape, self.config
-
-        def directions(hidden: int) -> Path | None:
-            return config.importance if rotates(shape, scores, config.rotate, hidden) else None
-
-        return {
-            each.name: make_plan(
-                shape, scores, each.target, ranked_by=ranked_by, rotate=directions(each.shape["hidden"])
+        plans = {}
+        for each in (each for candidates in measured.values() for each in candidates):
+            turned = rotates(shape, scores, config.rotate, each.shape["hidden"])
+            plan = plans[each.name] = make_plan(
+                shape, scores, each.target, ranked_by=ranked_by, rotate=config.importance if turned else None
             )
-            for candidates in measured.values()
-            for each in candidates
-        }
+            assert plan.params_after == each.shape.params, f"{each.name}: counted otherwise than cut"
+        return plans
 
 
 def run_search(config: SearchConfig) -> SearchResult:
@@ -137,8 +138,14 @@ def _job(config: SearchConfig) -> Job:
     assert config.importance is not None and config.data is not None
     checkpoint = Checkpoint(resolve(config.checkpoint))
     _ = checkpoint.declared
-    found = feasible(config, checkpoint.shape)
-    source = fingerprint(checkpoint.path)
+    source, ranked_for = fingerprint(checkpoint.path), set[int]()
+
+    def ranked(counts: set[int]) -> Remaining:
+        ranked_for.update(counts)
+        layers = _scores(config, checkpoint.shape, source, counts)[0]["layers"]
+        return lambda count: best_layers(checkpoint.shape, layers, count)
+
+    found = feasible(config, checkpoint.shape, ranked if checkpoint.shape.layers_differ else None)
     dataset = TokenDataset(config.data)
     dataset.split("train"), dataset.split("validation")
     require_same_tokenizer(dataset, {"the checkpoint": config.checkpoint})
@@ -153,9 +160,20 @@ def _job(config: SearchConfig) -> Job:
         course = Course.of(config, checkpoint, dataset, inputs["data"], device, entrants)
         if course.taught is not None:
             inputs["teacher"] = course.taught.identity
-    job = Job(config, checkpoint, source, found, dataset, device, inputs, course)
+    job = Job(config, checkpoint, source, found, dataset, device, inputs, course, frozenset(ranked_for))
     job.scores(job.spread(found))
     return job
+
+
+def _scores(config: SearchConfig, shape: Shape, source: str, counts: Collection[int]) -> tuple[Scores, str]:
+    """Scores that can rank layers where so many are to stay, and what ranked them.
+
+    Raises:
+        InputError: they are another checkpoint's, or say nothing about such cuts.
+    """
+    assert config.importance is not None
+    removed = {shape["layers"] - count for count in counts}
+    return load_scores(config.importance, shape, source, config.layer_score, removed, config.width_score)
 
 
 def _known(output: StageOutput) -> dict[str, float]:
