@@ -67,7 +67,7 @@ def test_retention_of_nothing_is_unknown() -> None:
 
 def test_a_kill_between_the_models_loses_nothing(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_eval(config(world, "whole"))
-    from minitron_cli.evaluate import stage
+    from minitron_cli.evaluate import reading, stage
 
     loaded: list[str] = []
     load = stage.load_model
@@ -81,7 +81,7 @@ def test_a_kill_between_the_models_loses_nothing(world: dict[str, Any], monkeypa
     monkeypatch.setattr(stage, "load_model", failing)
     with pytest.raises(KeyboardInterrupt):
         run_eval(config(world, "stopped"))
-    monkeypatch.setattr(stage, "evaluate_split", _only_once())
+    monkeypatch.setattr(reading, "evaluate_split", _only_once())
     again = run_eval(config(world, "stopped"))
     assert again.tasks == whole.tasks and again.against == whole.against
 

@@ -29,7 +29,7 @@ LEVELS = (
 
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
 
-WITHIN = {("importance", "evaluate"), ("shape", "families")}
+WITHIN = {("importance", "evaluate"), ("evaluate", "data"), ("shape", "families")}
 """The only imports between neighbours that are stages, or data beside data. Level 2 is plumbing and knows itself."""
 
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "pydantic", "datasets", "lm_eval", "pyarrow"}

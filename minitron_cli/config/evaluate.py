@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from minitron_cli.config.base import WritingConfig, argument, option
+from minitron_cli.config.base import StageConfig, argument, option
 from minitron_cli.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(WritingConfig):
+class EvalConfig(StageConfig):
     """Measure a checkpoint: lm-evaluation-harness tasks, perplexity, bits per byte."""
 
     checkpoint: str = argument("Checkpoint to evaluate: a directory or a Hub id.", keyed=False)
@@ -21,6 +21,18 @@ class EvalConfig(WritingConfig):
         None, "Prepared data set; perplexity and bits per byte on its validation split.", keyed=False
     )
     data_split: Literal["train", "validation"] = option("validation", "Split of --data to measure.")
+    text: tuple[str, ...] = option(
+        (),
+        "Text as it is, in place of --data: files, directories, Hub data sets or `python-stdlib`; repeatable.",
+        keyed=False,
+    )
+    text_column: str = option("text", "Column of JSONL, Parquet and Hub sources of --text that holds the text.")
+    window: Annotated[int, Ge(2)] | None = option(
+        None, "Tokens the model sees at once; default the sequences of --data, or for --text its context, at most 2048."
+    )
+    stride: Annotated[int, Ge(1)] | None = option(
+        None, "Tokens a window moves on: small gives each token more context and takes longer; default a whole window."
+    )
     tasks: tuple[str, ...] = option((), "Harness tasks or groups, separated by commas: `mmlu,arc_easy`.")
     data_dir: Path | None = option(
         None, "Folder with the tasks' files, so that nothing is downloaded: see docs/evaluating.md.", keyed=False
@@ -39,10 +51,18 @@ class EvalConfig(WritingConfig):
     num_fewshot: Annotated[int, Ge(0)] | None = option(
         None, "Solved examples before each question; default is the task's standard, 5 for mmlu."
     )
-    batch_size: Annotated[int, Ge(1)] = option(8, "Sequences per forward pass.", keyed=False)
-    max_sequences: Annotated[int, Ge(1)] | None = option(None, "Sequences of --data to read; default all.")
+    batch_size: Annotated[int, Ge(1)] | Literal["auto"] = option(
+        "auto", "Sequences per forward pass; auto takes what memory and the prompts' lengths allow.", keyed=False
+    )
+    max_sequences: Annotated[int, Ge(1)] | None = option(None, "Sequences of --data, or windows, to read; default all.")
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.", keyed=False)
     dtype: str = option("auto", "auto (bfloat16 on CUDA, float32 elsewhere), float32, bfloat16 or float16.")
+    out: Path | None = option(
+        None,
+        "Directory to write; default: a folder of the user's cache, where the same command finds it again.",
+        keyed=False,
+    )
+    force: bool = option(False, "Replace an existing output directory.", keyed=False)
 
     def __post_init__(self) -> None:
         given: Any = (self.tasks,) if isinstance(self.tasks, str) else self.tasks
@@ -54,8 +74,13 @@ class EvalConfig(WritingConfig):
         super().__post_init__()
 
     def check(self) -> None:
-        if self.data is None and not self.tasks:
-            raise ConfigError("eval needs --tasks (such as mmlu), --data (a prepared data set), or both.")
+        if self.data is None and not self.tasks and not self.text:
+            raise ConfigError("eval needs --tasks (such as mmlu), --data (a prepared data set), --text, or several.")
+        if self.data is not None and self.text:
+            raise ConfigError("--data and --text both give the perplexity's text; choose one.")
+        for name in ("window", "stride"):
+            if getattr(self, name) is not None and self.data is None and not self.text:
+                raise ConfigError(f"--{name} is about perplexity; say of what with --data or --text.")
         if not self.tasks:
             for name in ("data_dir", "chat_template", "log_samples"):
                 if getattr(self, name):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset, DatasetDict
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 
+from minitron_cli.evaluate.batches import sequences_at_once, tokens_at_once
 from minitron_cli.evaluate.local import LocalFiles
 from minitron_cli.models.head import Head, backbone_output
 
@@ -50,8 +51,12 @@ class LanguageModel(HFLM):  # type: ignore[misc]
     not fit into the model's context and lost their beginning.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, batch_size: int, answered: Callable[[int, int], None]) -> None:
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    def __init__(
+        self, model: Any, tokenizer: Any, *, batch_size: int | Literal["auto"], answered: Callable[[int, int], None]
+    ) -> None:
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
+        self.batch_size_per_gpu = sequences_at_once(model, self.max_length, batch_size)  # for generation
+        self._tokens = tokens_at_once(model) if batch_size == "auto" else None
         self._answered = answered
         self.truncated = 0
 
@@ -68,14 +73,25 @@ class LanguageModel(HFLM):  # type: ignore[misc]
             members.append(index)
         rows = sorted(groups, key=lambda ids: (-len(ids), ids))
         answers: dict[int, tuple[float, bool]] = {}
-        size = override_bs or self.batch_size
-        for start in range(0, len(rows), size):
-            batch = rows[start : start + size]
+        done = 0
+        while done < len(rows):
+            batch = rows[done : done + (override_bs or self._fitting(len(rows[done])))]
             wanted = [[(index, requests[index][2]) for index in groups[row]] for row in batch]
-            answers.update(self._score(batch, wanted))
+            try:
+                answers.update(self._score(batch, wanted))
+            except torch.OutOfMemoryError:
+                if self._tokens is None or len(batch) == 1:
+                    raise
+                self._tokens = len(batch) // 2 * len(batch[0])  # for the rest of the run, too
+                continue
+            done += len(batch)
             if override_bs is None:  # else one of many calls, and `len(requests)` is not the total
                 self._answered(len(answers), len(requests))
         return [answers[index] for index in range(len(requests))]
+
+    def _fitting(self, longest: int) -> int:
+        """Rows of a batch: a given number, or what the memory has room for at this length."""
+        return int(self.batch_size) if self._tokens is None else max(1, self._tokens // longest)
 
     def _score(
         self, batch: Sequence[tuple[int, ...]], wanted: Sequence[Sequence[tuple[int, list[int]]]]

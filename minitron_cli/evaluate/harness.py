@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minitron_cli.errors import ConfigError, InputError, MinitronError
 from minitron_cli.evaluate.local import FOLDERS, FORMS, LocalFiles, find_files, form_of, is_mmlu
@@ -241,7 +241,7 @@ def run_tasks(
     model: Any,
     tokenizer: Any,
     *,
-    batch_size: int,
+    batch_size: int | Literal["auto"],
     limit: int | None = None,
     done: Mapping[str, dict[str, Any]] | None = None,
     save: Callable[[dict[str, dict[str, Any]]], None] = lambda done: None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,12 @@ from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.errors import InputError
 from minitron_cli.evaluate.harness import Metrics, TaskSet, build_tasks, is_error, require_tasks, run_tasks
 from minitron_cli.evaluate.local import LocalFiles
-from minitron_cli.evaluate.perplexity import Perplexity, evaluate_split
-from minitron_cli.manifest import StageOutput, fingerprint, write_json
+from minitron_cli.evaluate.reading import Reading, open_reading
+from minitron_cli.manifest import StageOutput, digest, fingerprint, write_json
 from minitron_cli.models.load import load_model
-from minitron_cli.models.match import require_same_tokenizer
 from minitron_cli.models.tokenizer import load_tokenizer
 from minitron_cli.runtime.device import pick_device, pick_dtype
-from minitron_cli.runtime.progress import Progress, say
-from minitron_cli.tokens import Split, TokenDataset
+from minitron_cli.runtime.progress import say
 
 RESULTS, SAMPLES = "results.json", "samples"
 STATE = "state.{}.json"
@@ -32,7 +31,7 @@ STATE = "state.{}.json"
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Everything measured. Losses are None without --data; `tasks` and `groups` are empty without --tasks.
+    """Everything measured. Losses are None without --data and --text; `tasks` and `groups` are empty without --tasks.
 
     `tasks` holds metrics by task and by group, each group before its members; `groups` the members of each group;
     `notes` what is less than a whole task or group (files of some questions only). `against`: the same of the
@@ -69,16 +68,16 @@ class _Model:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What was checked before any work: the checkpoints, first the one to measure; the data; the task files."""
+    """What was checked before any work: the checkpoints, first the one to measure; the text; the task files."""
 
     models: list[_Model]
-    split: Split | None
+    reading: Reading | None
     local: LocalFiles | None
 
     def fingerprints(self, config: EvalConfig) -> dict[str, str]:
         found = {"checkpoint": fingerprint(self.models[0].path)}
         found |= {f"against {number}": fingerprint(model.path) for number, model in enumerate(self.models[1:], 1)}
-        found |= {"data": fingerprint(config.data)} if config.data is not None else {}
+        found |= {"data": self.reading.fingerprint()} if self.reading is not None else {}
         return found | ({"tasks": self.local.fingerprint()} if self.local is not None else {})
 
 
@@ -92,10 +91,14 @@ def run_eval(config: EvalConfig) -> EvalResult:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     inputs = _check(config)
-    output = StageOutput(config.out, "eval", config, inputs.fingerprints(config), force=config.force, resumable=True)
+    prints = inputs.fingerprints(config)
+    out = config.out if config.out is not None else _cached(config, prints)
+    output = StageOutput(out, "eval", config, prints, force=config.force, resumable=True)
     if output.result is not None:
-        say(f"{config.out} is up to date.")
+        say(f"{out} is up to date.")
         return EvalResult(**output.result)
+    if config.out is None:
+        say(f"Results are kept in {out}; the same command continues after a stop. --out DIR chooses another place.")
     began = time.monotonic()
     tasks = build_tasks(config.tasks, num_fewshot=config.num_fewshot, local=inputs.local)
     with output:
@@ -104,14 +107,14 @@ def run_eval(config: EvalConfig) -> EvalResult:
             if len(inputs.models) > 1:
                 say(f"{model.name}:")
             measuring = _Measuring(config, model, tasks, output.partial, number)
-            found.append({"checkpoint": model.name, **measuring.run(inputs.split, device, dtype)})
+            found.append({"checkpoint": model.name, **measuring.run(inputs.reading, device, dtype)})
         measured: dict[str, Any] = {
             **found[0],
             "groups": {name: list(group.child_names) for name, group in tasks.groups.items()},
             "notes": tasks.notes,
             "against": [other | {"retention": retention(found[0], other)} for other in found[1:]],
         }
-        result = EvalResult(out=str(config.out), seconds=round(time.monotonic() - began, 3), **measured)
+        result = EvalResult(out=str(out), seconds=round(time.monotonic() - began, 3), **measured)
         write_json(output.partial / RESULTS, measured)
         output.commit(result.to_json())
     return result
@@ -140,12 +143,13 @@ def _check(config: EvalConfig) -> _Inputs:
     models = [_checked(name, config) for name in (config.checkpoint, *config.against)]
     tokenizers = {model.name: model.tokenizer for model in models}
     local = require_tasks(config.tasks, config.data_dir, tokenizers) if config.tasks else None
-    split = None
-    if config.data is not None:
-        data = TokenDataset(config.data)
-        require_same_tokenizer(data, {"the checkpoint": config.checkpoint} | {name: name for name in config.against})
-        split = data.split(config.data_split)
-    return _Inputs(models, split, local)
+    return _Inputs(models, open_reading(config), local)
+
+
+def _cached(config: EvalConfig, prints: dict[str, str]) -> Path:
+    """The place of results without --out: what is measured of what decides its name."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "minitron" / "eval" / digest([config.key(), prints])[:16]
 
 
 def _checked(name: str, config: EvalConfig) -> _Model:
@@ -159,7 +163,7 @@ def _checked(name: str, config: EvalConfig) -> _Model:
 
 @dataclass(frozen=True)
 class _Measuring:
-    """One checkpoint's measurements; its state file keeps what is finished: the split's numbers, then each task."""
+    """One checkpoint's measurements; its state file keeps what is finished: the text's numbers, then each task."""
 
     config: EvalConfig
     model: _Model
@@ -167,16 +171,16 @@ class _Measuring:
     partial: Path
     number: int
 
-    def run(self, split: Split | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        """Metrics by task, and the numbers of the split (None without one)."""
+    def run(self, reading: Reading | None, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        """Metrics by task, and the numbers of the text (None without one)."""
         config, state = self.config, self.partial / STATE.format(self.number)
         done: dict[str, Any] = {"perplexity": None, "tasks": {}}
         if state.exists():
             done = json.loads(state.read_text("utf-8"))
             say(f"Continuing: {len(done['tasks'])} of {len(self.tasks.leaves)} tasks are done.")
         model = load_model(self.model.path, device=device, dtype=dtype)
-        if split is not None and done["perplexity"] is None:
-            done["perplexity"] = plain(_perplexity(config, split, model))
+        if reading is not None and done["perplexity"] is None:
+            done["perplexity"] = plain(reading.measure(model, self.model.tokenizer))
         write_json(state, done)
         metrics: Metrics = {}
         if self.tasks.leaves:
@@ -188,19 +192,3 @@ class _Measuring:
             )  # fmt: skip
         found = done["perplexity"] or dict.fromkeys(("loss", "perplexity", "bits_per_byte", "tokens"))
         return {"tasks": metrics, **found}
-
-
-def _perplexity(config: EvalConfig, split: Split, model: Any) -> Perplexity:
-    window = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    length = split.tokens.shape[1]
-    if window and length > window:
-        say(f"The data's sequences have {length} tokens and the model was made for {window}: expect a high perplexity.")
-    sequences = min(len(split), config.max_sequences or len(split))
-    with Progress("perplexity", sequences, "sequences", rate_unit="tokens") as progress:
-        return evaluate_split(
-            model,
-            split,
-            batch_size=config.batch_size,
-            max_sequences=config.max_sequences,
-            progress=progress,
-        )
