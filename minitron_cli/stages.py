@@ -167,6 +167,8 @@ class Chain:
             steps.append((name, partial(self._distill, self.last, name=name, changes=BASELINES[name])))
         if recipe.eval is not None:
             steps += [(f"eval/{name}", partial(self._eval, name)) for name in self.models()]
+        if recipe.bench is not None:
+            steps.append(("bench", self._bench))
         return steps
 
     def models(self) -> dict[str, str]:
@@ -271,6 +273,11 @@ class Chain:
             self._original = found.to_json()
         else:
             evaluated(self.out / name, {**found.to_json(), "original": self._original})
+
+    def _bench(self) -> None:
+        from minitron_cli.bench.stage import run_bench
+
+        run_bench(self._stage("bench", "bench", checkpoint=self.product, against=self.recipe.teacher))
 
     def _row(self, name: str, path: str) -> dict[str, Any]:
         """One line of the comparison, from what the stages wrote."""

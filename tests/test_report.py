@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
 import re
 import shutil
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from minitron_cli.drawing.format import NONE, count, fixed, scaled, signed
 from minitron_cli.errors import InputError, OutputError
 from minitron_cli.report import charts
 from minitron_cli.report.gather import Curve
+from minitron_cli.report.network import network
 from minitron_cli.report.stage import run_report, write_report
 
 TEACHER = {"layers": 6, "hidden": 128, "ffn": 384, "heads": 4, "kv_heads": 2, "head_dim": 32, "vocab": 2048}
@@ -85,6 +88,7 @@ def make_run(
     *,
     teacher: str = "builtin:tiny-py",
     tasks: bool = False,
+    bench: bool = False,
     big: tuple[int, int, int] | None = None,
     steps: int = STEPS,
 ) -> Path:
@@ -119,6 +123,8 @@ def make_run(
     cut = {"params_before": params(TEACHER), "params_after": params(CHOSEN), "shape": CHOSEN}
     manifest(run, "pruned", "prune", {}, cut, 0.31)
     models = [_model(run, name, teacher, tasks, steps) for name in LOSSES]
+    if bench:
+        _bench(run)
     stages = [
         {"name": name, "status": "done", "seconds": 8.0}
         for name in (
@@ -175,6 +181,34 @@ def _model(run: Path, name: str, teacher: str, tasks: bool, steps: int) -> dict[
         "name": name, "label": LABELS[name], "path": path, "shape": shape, "params": params(shape),
         "params_non_embedding": params(shape, False), "tokens": tokens, "train_seconds": 301.0, **measured,
     }  # fmt: skip
+
+
+def _bench(run: Path) -> None:
+    def side(scale: float, batch: int) -> dict[str, Any]:
+        tokens = 0.004 * scale * batch**0.5
+        return {
+            "prefill_tokens_per_second": 9000 / scale, "decode_tokens_per_second": batch / tokens,
+            "time_to_first_token": 0.05 * scale * batch, "token_p50": tokens, "token_p90": 1.2 * tokens,
+            "token_p99": 1.9 * tokens, "peak_bytes": int(6e6 * scale * batch), "kv_bytes": int(8e5 * scale * batch),
+        }  # fmt: skip
+
+    ratio = {"prefill": 1.7, "decode": 1.7, "time_to_first_token": 0.59, "peak_bytes": 0.59, "kv_bytes": 0.59}
+    cases = [
+        {
+            "batch_size": batch,
+            "context": 512,
+            "checkpoint": side(1.0, batch),
+            "against": side(1.7, batch),
+            "ratio": ratio,
+        }
+        for batch in (1, 8)
+    ]
+    models = [{"params": n, "shape": "", "weight_bytes": 4 * n, "kv_bytes_per_token": 3072} for n in (875728, 1443456)]
+    result = {
+        "checkpoint": str(run / "student"), "against": "builtin:tiny-py", "device": "cpu", "dtype": "float32",
+        "threads": 1, "rounds": 3, "ratio": ratio, "models": models, "cases": cases,
+    }  # fmt: skip
+    manifest(run, "bench", "bench", {}, result, 21.0)
 
 
 def _training(run: Path, name: str, steps: int, final: float) -> None:
@@ -238,7 +272,8 @@ def _importance(run: Path, big: tuple[int, int, int] | None) -> None:
 
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
-SECTIONS = ["answer", "training", "cuts", "search", "importance", "provenance"]
+SECTIONS = ["answer", "tasks", "speed", "training", "cuts", "search", "importance", "provenance"]
+WITHOUT_MEASUREMENTS = [name for name in SECTIONS if name not in ("tasks", "speed")]
 
 
 class Reader(HTMLParser):
@@ -250,6 +285,7 @@ class Reader(HTMLParser):
         self.attributes: list[tuple[str, str, str]] = []
         self.words: list[str] = []
         self.rows: list[list[str]] = []
+        self.scripts: list[str] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -269,7 +305,9 @@ class Reader(HTMLParser):
         assert self.open and self.open.pop() == tag, f"</{tag}> at {self.getpos()}"
 
     def handle_data(self, data: str) -> None:
-        if "style" in self.open or "title" in self.open[-1:]:
+        if "script" in self.open:
+            self.scripts.append(data)
+        if {"style", "script"} & set(self.open) or "title" in self.open[-1:]:
             return
         self.words.append(data)
         if "tr" in self.open and self.rows[-1]:
@@ -284,10 +322,16 @@ def page(run: Path) -> Reader:
     assert not re.search(r"\b(nan|inf|None)\b", text)
     reader = Reader(text)
     assert len(set(reader.ids)) == len(reader.ids)
-    for tag, name, value in reader.attributes:
-        assert tag != "script" and not name.startswith("on")
+    for _, name, value in reader.attributes:
+        assert not name.startswith("on")
         assert name not in ("src", "href") or (value.startswith("#") and value[1:] in reader.ids)
     assert "http://" not in text and "https://" not in text and "@import" not in text and "url(" not in text
+    assert reader.scripts == [(files("minitron_cli.report") / "copy.js").read_text("utf-8")]
+    hashed = base64.b64encode(hashlib.sha256(reader.scripts[0].encode()).digest()).decode()
+    policy = next(
+        value for _, name, value in reader.attributes if name == "content" and value.startswith("default-src")
+    )
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{hashed}'"
     drawings = [name for tag, name, _ in reader.attributes if tag == "svg" and name in ("role", "aria-label")]
     assert drawings.count("role") == drawings.count("aria-label")
     return reader
@@ -295,7 +339,7 @@ def page(run: Path) -> Reader:
 
 def test_the_answer_comes_first(tmp_path: Path) -> None:
     reader = page(make_run(tmp_path / "run"))
-    assert [name for name in reader.ids if name in SECTIONS] == SECTIONS
+    assert [name for name in reader.ids if name in SECTIONS] == WITHOUT_MEASUREMENTS
     assert (
         "builtin:tiny-py (1,443,456 params) → student (875,728 params, 54.7 % non-embedding)"
         ": validation loss 2.031 → 2.302 (+0.271 nats)." in reader.text
@@ -333,6 +377,131 @@ def test_task_scores(tmp_path: Path) -> None:
     assert ["mmlu_stem", "acc", "0.318 ± 0.021"] in [row[:3] for row in reader.rows]
 
 
+def test_what_is_kept_of_tasks(tmp_path: Path) -> None:
+    reader = page(make_run(tmp_path / "run", tasks=True))
+    labels = [value for tag, name, value in reader.attributes if tag == "svg" and name == "aria-label"]
+    told = next(value for value in labels if value.startswith("Share of the teacher's value by task: mmlu pruned"))
+    teacher, student = 0.25 + 0.2 / LOSSES["teacher"], 0.25 + 0.2 / LOSSES["student"]
+    assert f"distilled {100 * student / teacher:.1f} %" in told
+    assert f"It keeps {100 * student / teacher:.1f} % of mmlu (acc)" in reader.text
+
+
+def test_speed_and_memory(tmp_path: Path) -> None:
+    reader = page(make_run(tmp_path / "run", bench=True))
+    assert "generates 1.70 x as fast as the original, with 0.59 x its peak memory" in reader.text
+    assert [
+        "student",
+        "8",
+        "512",
+        "9,000",
+        "707",
+        "400.0 ms",
+        "11.3 ms",
+        "13.6 ms",
+        "21.5 ms",
+        "48MB",
+        "6.4MB",
+    ] in reader.rows
+    labels = [value for tag, name, value in reader.attributes if tag == "svg" and name == "aria-label"]
+    assert any(value.startswith("Largest memory: student 6MB  (0.59 x) at batch 1, context 512; ") for value in labels)
+
+
+def rectangles(drawing: str, kind: str) -> list[tuple[float, float]]:
+    """Width and height of every rectangle of a class."""
+    found = re.findall(r"<rect([^>]*)>", drawing)
+    values = [dict(re.findall(r'([\w-]+)="([^"]*)"', rect)) for rect in found]
+    return [(float(each["width"]), float(each["height"])) for each in values if each.get("class") == kind]
+
+
+def test_the_picture_of_the_network_has_areas_of_parameters() -> None:
+    before = {**TEACHER, "vocab": 2048}
+    drawing = str(network(before, CHOSEN, [2], 880))
+    unit = rectangles(drawing, "mlp")[0][0] / (3 * 384)
+    mlp, attention = rectangles(drawing, "mlp"), rectangles(drawing, "attention")
+    assert len(mlp) == len(attention) == 6 + 5
+    assert mlp[0][0] / attention[0][0] == pytest.approx(3 * 384 / (2 * 32 * (4 + 2)), rel=0.01)
+    assert mlp[-1] == (pytest.approx(3 * 256 * unit, rel=0.01), pytest.approx(mlp[0][1] * 112 / 128, rel=0.01))
+    removed = re.findall(r"layer 2, (\w+): removed", drawing)
+    assert removed == ["attention", "mlp"]
+    assert (
+        len(rectangles(drawing, "outline")) == 2 * 6 + 1
+    )  # every block of the smaller one shrank, or left; embeddings
+    assert "After: 5 layers, 112 hidden channels" in drawing and "Layers that left: 2." in drawing
+    assert network({"layers": 4.0}, {"layers": 3.0}, [], 880) is None
+
+
+def test_the_front_has_who_nobody_beats() -> None:
+    dots = [charts.Dot(str(n), str(n), params, zero, trained, False) for n, (params, zero, trained) in enumerate(
+        [(100, 4.0, 3.0), (120, 3.5, 3.2), (140, 3.6, 2.5), (90, 5.0, None)])]  # fmt: skip
+    assert [dot.name for dot in charts.front(dots)] == ["0", "2"]
+    untrained = [charts.Dot(dot.rank, dot.name, dot.params, dot.zero_shot, None, False) for dot in dots]
+    assert [dot.name for dot in charts.front(untrained)] == ["3", "0", "1"]
+
+
+def test_several_runs_side_by_side(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "one", tasks=True, bench=True), make_run(tmp_path / "two", tasks=True)]
+    saved = json.loads((runs[1] / "run.json").read_text())
+    models = [
+        {**row, "bits_per_byte": 1.1, "loss": 2.2} if row["name"] == "student" else row for row in saved["models"]
+    ]
+    write(runs[1] / "run.json", {**saved, "name": "second", "models": models})
+    out = Path(run_report(ReportConfig(run=tuple(runs), out=tmp_path / "both.html")).out)
+    reader = Reader(out.read_text("utf-8"))
+    assert "second ends lowest, with 1.100 bits per byte; the highest is 1.144." in reader.text
+    assert reader.rows[1][:4] == ["quickstart", "builtin:tiny-py", "875,728", "60.7 %"]
+    assert ["FFN neurons", "384 → 256", "384 → 256"] in reader.rows
+    assert ["generating", "1.70 x", NONE] in reader.rows
+    assert any(row[:2] == ["mmlu", "acc"] and "%" in row[2] for row in reader.rows)
+
+
+def test_the_output_of_one_stage(tmp_path: Path) -> None:
+    """A search by itself, an evaluation of several checkpoints, a folder of outputs made by hand."""
+    run = make_run(tmp_path / "run", tasks=True)
+    manifest(run, "search", "search", {"count": "non-embedding", "importance": str(run / "importance")}, {}, 61.2)
+    write(run / "search" / "plan.json", json.loads((run / "pruned" / "plan.json").read_text()))
+    assert [name for name in page(run / "search").ids if name in SECTIONS] == [
+        "cuts",
+        "search",
+        "importance",
+        "provenance",
+    ]
+    scores = [
+        {"blimp": {"acc": value, "acc_stderr": 0.01, "samples": 9}, "blimp_x": {"acc": value}}
+        for value in (0.6, 0.7, 0.8)
+    ]
+    rows = [
+        {"checkpoint": f"/far/{name}", "tasks": tasks}
+        for name, tasks in zip(("small", "cut", "whole"), scores, strict=True)
+    ]
+    result = {
+        **rows[0],
+        "against": [rows[2], rows[1]],
+        "groups": {"blimp": ["blimp_x"]},
+        "notes": {"blimp": "half of it"},
+    }
+    manifest(tmp_path, "compared", "eval", {}, result, 3.0)
+    reader = page(tmp_path / "compared")
+    assert ["blimp", "acc", "0.800 ± 0.010", "0.700 ± 0.010", "0.600 ± 0.010"] in reader.rows
+    assert "It keeps 75.0 % of blimp (acc)." in reader.text and "blimp: half of it." in reader.text
+    (run / "run.json").unlink()
+    assert [name for name in page(run).ids if name in SECTIONS] == [name for name in SECTIONS if name != "speed"]
+
+
+def test_commands_and_licences(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "LICENSE").write_text("\nMIT License\n\nCopyright\n")
+    sources = ["python-stdlib", f"{tmp_path}/corpus@0.5", "owner/set"]
+    config = {"sources": sources, "tokenizer": "builtin:tiny-py", "seq_len": 256, "out": str(run / "data")}
+    manifest(run, "data", "data", config, {"tokens": 5}, 6.4)
+    reader = page(run)
+    prepared = f"data prepare python-stdlib {tmp_path}/corpus@0.5 owner/set --tokenizer builtin:tiny-py --seq-len 256"
+    assert f"minitron {prepared} --out {run}/data" in reader.text
+    assert ["text", f"{tmp_path}/corpus", "MIT License (LICENSE)"] in reader.rows
+    assert ["text", "owner/set", "see its page on the Hub"] in reader.rows
+    assert ["text", "python-stdlib", "Python Software Foundation License"] in reader.rows
+
+
 def test_a_large_model_stays_small(tmp_path: Path) -> None:
     page(make_run(tmp_path / "run", tasks=True, big=(96, 8192, 96), steps=30_000))
 
@@ -342,8 +511,8 @@ def test_a_large_model_stays_small(tmp_path: Path) -> None:
     [
         ("importance", ["answer", "training", "cuts", "search", "provenance"]),
         ("search", ["answer", "training", "cuts", "importance", "provenance"]),
-        ("student", SECTIONS),
-        ("eval", SECTIONS),
+        ("student", WITHOUT_MEASUREMENTS),
+        ("eval", WITHOUT_MEASUREMENTS),
     ],
 )
 def test_absent_stages_are_left_out(tmp_path: Path, gone: str, sections: list[str]) -> None:
@@ -388,7 +557,7 @@ def test_what_comes_from_files_is_escaped(tmp_path: Path) -> None:
     write(run / "search" / "search.json", {**found, "candidates": rows, "chosen": rows[0]})
     reader = page(run)
     assert reader.text.count(bad) > 10
-    assert "<script" not in (run / "report.html").read_text()
+    assert (run / "report.html").read_text().count("<script") == 1
 
 
 def test_numbers_that_are_none(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def history_of(name: str) -> dict[str, Any]:
     if recorded is not None:
         return {"base": recorded["base"], "steps": list(recorded["steps"])}
     shape = open_shape(path)
-    base = {"name": shown(name), "licence": _front_matter(path).get("license")}
+    base = {"name": shown(name), "licence": front_matter(path).get("license")}
     return {"base": {**base, "params": shape.params, "shape": shape.shown()}, "steps": []}
 
 
@@ -103,7 +103,7 @@ def _is_hub_id(name: str) -> bool:
     return HUB_ID.fullmatch(name) is not None and not Path(name).exists()
 
 
-def _front_matter(place: Path) -> dict[str, Any]:
+def front_matter(place: Path) -> dict[str, Any]:
     """Metadata of the card beside a local checkpoint, in its directory."""
     import yaml
 

@@ -118,7 +118,7 @@ def command_line(name: str, config: StageConfig, *, shown: Callable[[str], str] 
         if field.name in ("out", "force") or value == field.default:
             continue
         if field.metadata["kind"] == "argument":
-            arguments.append(shown(str(value)))
+            arguments += [shown(str(item)) for item in (value if isinstance(value, tuple) else (value,))]
             continue
         flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
         if field.metadata.get("commas") and value:
@@ -127,7 +127,7 @@ def command_line(name: str, config: StageConfig, *, shown: Callable[[str], str] 
             options += [part for item in value for part in (flag, shown(str(item)))]
         else:
             options += [flag] if value is True else [flag, shown(str(value))]
-    return shlex.join(["minitron", name, *arguments, *options, "--out", "DIR"])
+    return shlex.join(["minitron", *name.split(), *arguments, *options, "--out", "DIR"])
 
 
 def split_commas(value: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from minitron_cli.config.align import AlignConfig
 from minitron_cli.config.base import StageConfig, check_keys, option, required
+from minitron_cli.config.bench import BenchConfig
 from minitron_cli.config.correct import CorrectConfig
 from minitron_cli.config.data import DataConfig
 from minitron_cli.config.distill import DistillConfig
@@ -29,6 +30,7 @@ SECTIONS: dict[str, type[StageConfig]] = {
     "distill": DistillConfig,
     "align": AlignConfig,
     "eval": EvalConfig,
+    "bench": BenchConfig,
 }
 WIRED = {
     *("out", "force", "checkpoint", "tokenizer", "student", "teacher", "list", "importance", "plan", "search"),
@@ -46,10 +48,11 @@ Baseline = Literal["cross-entropy", "scratch"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(StageConfig):
-    """The chain: data, correct, importance, search or prune, distill, more rounds, align, baselines, eval, report.
+    """The chain: data, correct, importance, search or prune, distill, more rounds, align, baselines, eval, bench.
 
-    A section that is absent is skipped; without `search` and `prune` the student is the teacher's own shape. Each round
-    in `then` cuts the student of the round before it; all learn from one teacher, which is the corrected one if any.
+    A report ends it. A section that is absent is skipped; without `search` and `prune` the student is the teacher's own
+    shape. Each round in `then` cuts the student of the round before it; all learn from one teacher, which is the
+    corrected one if any.
     """
 
     name: str = required("Name shown in the report.")
@@ -68,6 +71,7 @@ class Recipe(StageConfig):
         "Options of `align`, for the last student; without `prompts`, they are the starts of the prepared data.",
     )
     eval: dict[str, Any] | None = option(None, "Options of `eval`, for every model of the run.")
+    bench: dict[str, Any] | None = option(None, "Options of `bench`: the last model against the teacher.")
 
     def check(self) -> None:
         for number in range(len(self.rounds)):
@@ -76,7 +80,7 @@ class Recipe(StageConfig):
             raise ConfigError("Baselines repeat the distill section with another loss; this recipe has none.")
         if self.baselines and self.then:
             raise ConfigError("Baselines compare trainings of one round; leave out `baselines` or `then`.")
-        for name in ("data", "correct", "align", "eval"):
+        for name in ("data", "correct", "align", "eval", "bench"):
             if getattr(self, name) is not None:
                 self.stage(name, _placeholders(name))
 
@@ -143,6 +147,8 @@ def _placeholders(name: str) -> dict[str, Any]:
         values = {"policy": "wired", "out": Path("wired"), "prompts": Path("wired")}
     if name in ("importance", "search", "prune", "distill", "eval", "correct"):
         values["data"] = Path("wired")
+    if name == "bench":
+        values["against"] = "wired"
     return values
 
 

@@ -7,16 +7,20 @@ from typing import Any
 
 from minitron_cli.drawing.format import NONE, count, fixed, number, percent, ratio, signed
 from minitron_cli.report.gather import Model, RunFiles
+from minitron_cli.report.speed import speed_sentence
+from minitron_cli.report.tasks import kept_sentence, task_roots
+from minitron_cli.runtime.progress import duration
 
 TASK_COLUMNS = 3
 """Task scores shown beside the losses; all of them follow in a table of their own where there are more."""
 
-PREFERRED = ("exact_match", "acc_norm", "acc")
+PRODUCTS = {"aligned": "aligned model", "student": "student", "pruned": "pruned model"}
+"""What a run may end with, the last first, and what the first sentence calls it."""
 
 
 def answer(files: RunFiles) -> dict[str, Any] | None:
     """What the first section shows, or None for a run that has not reached any model."""
-    teacher, student = files.model("teacher"), _student(files)
+    teacher, student = files.model("teacher"), the_student(files)
     if not files.models:
         return None
     roots = task_roots(files)
@@ -28,13 +32,13 @@ def answer(files: RunFiles) -> dict[str, Any] | None:
         "findings": findings(files),
         "columns": [f"{task} ({metric})" if metric else task for task, metric in shown],
         "rows": [_row(model, teacher, shown) for model in files.models],
-        "tasks": task_table(files),
         "note": _note(files),
     }
 
 
-def _student(files: RunFiles) -> Model | None:
-    return next((model for name in ("student", "pruned") if (model := files.model(name))), None)
+def the_student(files: RunFiles) -> Model | None:
+    """What came out: the aligned or the distilled model, or the pruned one where it went no further."""
+    return next((model for name in PRODUCTS if (model := files.model(name))), None)
 
 
 def headline(files: RunFiles, teacher: Model | None, student: Model | None) -> dict[str, str]:
@@ -50,7 +54,7 @@ def headline(files: RunFiles, teacher: Model | None, student: Model | None) -> d
         parts["teacher_params"] = count(teacher.params)
     if student is None:
         return parts
-    parts["student"] = "student" if student.name == "student" else "pruned model"
+    parts["student"] = PRODUCTS[student.name]
     if student.params is not None:
         parts["student_params"] = count(student.params)
     if teacher is not None and teacher.non_embedding and student.non_embedding is not None:
@@ -62,7 +66,25 @@ def headline(files: RunFiles, teacher: Model | None, student: Model | None) -> d
 
 
 def findings(files: RunFiles) -> list[str]:
-    """What the numbers say, in words: the share of the loss recovered, and the comparisons."""
+    """What the numbers say, in words: what was kept, and what it cost."""
+    student = the_student(files)
+    if student is None:
+        return []
+    more = [kept_sentence(files, student), speed_sentence(files), _cost(files, student)]
+    return [*_losses(files), *(sentence for sentence in more if sentence)]
+
+
+def _cost(files: RunFiles, student: Model) -> str:
+    """Time and tokens, where they are known."""
+    seconds = sum(number(manifest.get("seconds")) or 0.0 for manifest in files.manifests.values())
+    if not seconds or not files.recipe:
+        return ""
+    tokens = f" and {count(student.tokens)} training tokens" if student.tokens else ""
+    return f"All stages together took {duration(seconds)}{tokens}."
+
+
+def _losses(files: RunFiles) -> list[str]:
+    """The share of the loss recovered, and the comparisons."""
     teacher, pruned, student = (files.model(name) for name in ("teacher", "pruned", "student"))
     if teacher is None or student is None or teacher.loss is None or student.loss is None:
         return []
@@ -110,56 +132,6 @@ def _row(model: Model, teacher: Model | None, tasks: Sequence[tuple[str, str]]) 
     ]
     cells += [fixed(model.tasks.get(task, {}).get(metric)) for task, metric in tasks]
     return {"name": model.name, "label": model.label, "cells": cells, "path": model.path}
-
-
-def task_roots(files: RunFiles) -> list[tuple[str, str]]:
-    """Tasks that are in no group, with the metric people quote of each."""
-    members = {member for children in files.groups.values() for member in children}
-    names = dict.fromkeys(task for model in files.models for task in model.tasks if task not in members)
-    return [(task, metric) for task in names if (metric := main_metric(files.models, task))]
-
-
-def main_metric(models: Sequence[Model], task: str) -> str:
-    """`acc_norm` or `acc` where there is one, else the task's first metric."""
-    metrics = [name for model in models for name in metric_names(model.tasks.get(task, {}))]
-    preferred = [name for wanted in PREFERRED for name in metrics if name.partition(",")[0] == wanted]
-    return (preferred or metrics or [""])[0]
-
-
-def metric_names(metrics: Any) -> list[str]:
-    """Metrics without their standard errors and the count of questions."""
-    return [name for name in metrics if name != "samples" and not name.partition(",")[0].endswith("_stderr")]
-
-
-def task_table(files: RunFiles) -> dict[str, Any] | None:
-    """Every task, metric and model; None where no task was run."""
-    models = [model for model in files.models if model.tasks]
-    tasks = dict.fromkeys(task for model in models for task in model.tasks)
-    if not tasks:
-        return None
-    rows = []
-    for task in tasks:
-        for metric in dict.fromkeys(name for model in models for name in metric_names(model.tasks.get(task, {}))):
-            cells = [_score(model.tasks.get(task, {}), metric) for model in models]
-            rows.append({"task": task, "depth": _depth(task, files.groups), "metric": metric, "cells": cells})
-    return {"models": [model.label for model in models], "rows": rows} if rows else None
-
-
-def _score(metrics: Any, metric: str) -> str:
-    name, comma, kind = metric.partition(",")
-    value, error = number(metrics.get(metric)), number(metrics.get(f"{name}_stderr{comma}{kind}"))
-    if value is None:
-        return NONE
-    return fixed(value) + (f" ± {fixed(error)}" if error is not None else "")
-
-
-def _depth(task: str, groups: dict[str, list[str]]) -> int:
-    """How many groups a task lies in (a circle of groups ends the count)."""
-    depth, seen = 0, {task}
-    while (parent := next((name for name, members in groups.items() if task in members), None)) and parent not in seen:
-        depth, task = depth + 1, parent
-        seen.add(parent)
-    return depth
 
 
 def _note(files: RunFiles) -> str:

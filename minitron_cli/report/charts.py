@@ -142,13 +142,39 @@ def search_chart(dots: Sequence[Dot], unit: str, width: int) -> Markup:
     box = (44.0, 34.0, width - 24.0, height - 44.0)
     losses = [value for dot in dots for value in (dot.zero_shot, dot.retrained) if value is not None]
     axes = frame(box, [dot.params for dot in dots], losses, (unit, "nats per token"))
-    parts = [axes.grid]
+    parts = [axes.grid, _front_line(dots, axes)]
     for dot in sorted(dots, key=lambda dot: dot.chosen):
         parts += _candidate(dot, axes)
     parts += _ranks(dots, axes)
     best = next((dot for dot in dots if dot.chosen), dots[0])
     label = f"{len(dots)} candidates by parameters and loss; chosen: {best.name} with {count(best.params)} parameters."
     return chart(width, height, label, parts)
+
+
+def front(dots: Sequence[Dot]) -> list[Dot]:
+    """The candidates that no other beats in both parameters and loss, among those measured alike: after the short
+    distillation where at least two were distilled, else before it. In the order of their parameters.
+    """
+    trained = [dot for dot in dots if dot.retrained is not None]
+    measured = [(dot, dot.retrained) for dot in trained] if len(trained) > 1 else [(dot, dot.zero_shot) for dot in dots]
+    best, found = float("inf"), []
+    for dot, loss in sorted(measured, key=lambda pair: (pair[0].params, pair[1] if pair[1] is not None else best)):
+        if loss is not None and loss < best:
+            best = loss
+            found.append(dot)
+    return found
+
+
+def _front_line(dots: Sequence[Dot], axes: Frame) -> Markup:
+    """The front as steps: down at each of its candidates, then level to the next."""
+    trained = sum(dot.retrained is not None for dot in dots) > 1
+    points: list[tuple[float, float]] = []
+    for dot in front(dots):
+        loss = dot.retrained if trained else dot.zero_shot
+        assert loss is not None
+        points += [(axes.x(dot.params), points[-1][1])] if points else []
+        points.append((axes.x(dot.params), axes.y(loss)))
+    return polyline(points, "stroke front")
 
 
 def _candidate(dot: Dot, axes: Frame) -> list[Markup]:

@@ -20,6 +20,7 @@ RUN = "run.json"
 TRAINED = {"student": "distilled", "cross-entropy": "cross-entropy", "scratch": "from scratch"}
 LABELS = {"teacher": "teacher", "pruned": "pruned", **TRAINED}
 STAGES = ("data", "importance", "search", "pruned", *TRAINED)
+BENCH = "bench"
 
 Array = npt.NDArray[np.float64]
 
@@ -38,6 +39,8 @@ class Model:
     perplexity: float | None = None
     bits_per_byte: float | None = None
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What is less than a whole task."""
 
 
 @dataclass(frozen=True)
@@ -123,50 +126,41 @@ def gather(path: Path) -> RunFiles:
     """Read a run directory.
 
     Raises:
-        InputError: it is not one, or a file of it is damaged.
+        InputError: a file of it is damaged.
     """
-    if not path.is_dir():
-        raise InputError(f"{path} is not a directory; give what `minitron run` or `minitron compress` wrote.")
-    run = read_json(path / RUN)
-    if run is None and (alone := _audit(path)) is not None:
-        return alone
-    if run is None:
-        raise InputError(f"{path} has no {RUN}, so it is not a run; give what `minitron run` or `compress` wrote.")
-    found = {name: read_json(path / name / MANIFEST) for name in _stage_names(path)}
+    run = read_json(path / RUN) or {}
+    consent = read_json(path / "audit" / "summary.json")
+    places = {name: path / name for name in _stage_names(path)}
+    return read_stages(path, run, places, {"audit": consent} if consent is not None else {})
+
+
+def read_stages(path: Path, run: dict[str, Any], places: dict[str, Path], consent: dict[str, Any]) -> RunFiles:
+    """A run from the directories of its stages, by name; `consent` is used where the data carries no audit.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    found = {name: read_json(place / MANIFEST) for name, place in places.items()}
     manifests = {name: manifest for name, manifest in found.items() if manifest is not None}
-    plan = read_json(path / "pruned" / "plan.json") or read_json(path / "search" / "plan.json")
+    plans = (read_json(places[name] / "plan.json") for name in ("pruned", "search") if name in places)
+    audits = table(table(manifests.get("data", {}).get("result")).get("consent"))
     return RunFiles(
         path=path,
         run=run,
         recipe=read_json(path / "recipe.json") or {},
         manifests=manifests,
         models=_models(run, manifests),
-        curves=[curve for name in TRAINED if (curve := _curve(path, name, manifests)) is not None],
-        plan=plan,
-        search=read_json(path / "search" / "search.json"),
-        scores=_scores(path / "importance" / SCORES),
-        groups=_groups(path),
-        consent=_consent(path, manifests),
+        curves=[
+            curve
+            for name, place in places.items()
+            if name in TRAINED and (curve := _curve(place, name, manifests)) is not None
+        ],
+        plan=next((plan for plan in plans if plan is not None), None),
+        search=read_json(places["search"] / "search.json") if "search" in places else None,
+        scores=_scores(places["importance"] / SCORES) if "importance" in places else {},
+        groups=_groups(manifests),
+        consent={name: table(summary) for name, summary in audits.items()} or consent,
     )
-
-
-def _audit(path: Path) -> RunFiles | None:
-    """What `data audit` wrote, as a run of that alone."""
-    manifest = read_json(path / MANIFEST)
-    if manifest is None or manifest.get("stage") != "audit":
-        return None
-    source = str(table(manifest.get("config")).get("source") or path.name)
-    nothing: dict[str, Any] = {"recipe": {}, "models": [], "curves": [], "plan": None, "search": None}
-    consent = {source: table(manifest.get("result"))}
-    run = {"name": f"Consent audit of {Path(source).name}"}
-    return RunFiles(path, run, manifests={"audit": manifest}, scores={}, groups={}, consent=consent, **nothing)
-
-
-def _consent(path: Path, manifests: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The audits that the prepared data carries, and one that lies in the run itself."""
-    found = table(table(manifests.get("data", {}).get("result")).get("consent"))
-    own = read_json(path / "audit" / "summary.json")
-    return {name: table(summary) for name, summary in found.items()} or ({"audit": own} if own is not None else {})
 
 
 def _stage_names(path: Path) -> list[str]:
@@ -174,13 +168,34 @@ def _stage_names(path: Path) -> list[str]:
     folders = sorted(item.name for item in (path / "eval").iterdir()) if (path / "eval").is_dir() else []
     order = list(LABELS)
     folders.sort(key=lambda name: order.index(name) if name in order else len(order))
-    return [*STAGES, *(f"eval/{name}" for name in folders)]
+    return [*STAGES, *(f"eval/{name}" for name in folders), BENCH]
 
 
 def _models(run: dict[str, Any], manifests: dict[str, dict[str, Any]]) -> list[Model]:
     """The rows of run.json, or of an unfinished run what its stages tell."""
     rows = [row for row in records(run.get("models")) if isinstance(row.get("name"), str)]
     return [_model(row, manifests) for row in rows or _unfinished(run, manifests)]
+
+
+def compared(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of one evaluation of several checkpoints: first what was compared with, last what was asked about."""
+    result = table(manifest.get("result"))
+    entries = [*records(result.get("against")), result]
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        base = Path(str(entry.get("checkpoint") or "model")).name
+        role = base if base in LABELS else "student" if entry is result else "pruned" if rows else "teacher"
+        taken = [row["name"] for row in rows]
+        shown = base.removeprefix("builtin:")
+        rows.append(
+            {
+                **entry,
+                "name": shown if role in taken else role,
+                "label": shown,
+                "path": str(entry.get("checkpoint") or ""),
+            }
+        )
+    return rows
 
 
 def _model(row: dict[str, Any], manifests: dict[str, dict[str, Any]]) -> Model:
@@ -190,7 +205,10 @@ def _model(row: dict[str, Any], manifests: dict[str, dict[str, Any]]) -> Model:
     numbers = {key: number(row.get(key)) for key in keys}
     tasks = {task: table(metrics) for task, metrics in table(row.get("tasks")).items()}
     non_embedding = number(row.get("params_non_embedding"))
-    return Model(name, label, str(row.get("path") or ""), non_embedding=non_embedding, tasks=tasks, **numbers)
+    noted = table(manifests.get(f"eval/{name}", {}).get("result"))
+    notes = {task: str(note) for task, note in table(row.get("notes") or noted.get("notes")).items()}
+    path = str(row.get("path") or "")
+    return Model(name, label, path, non_embedding=non_embedding, tasks=tasks, notes=notes, **numbers)
 
 
 def _label(name: str, label: str, manifests: dict[str, dict[str, Any]]) -> str:
@@ -209,6 +227,8 @@ def _unfinished(run: dict[str, Any], manifests: dict[str, dict[str, Any]]) -> li
         own = table(manifests.get(name, {}).get("result"))
         if not measured and not own and name != "teacher":
             continue
+        if not measured and name == "teacher" and not (run.get("teacher") or pruned):
+            continue
         params = pruned.get("params_before" if name == "teacher" else "params_after")
         path = run.get("teacher") if name == "teacher" else own.get("out")
         rows.append(
@@ -219,8 +239,8 @@ def _unfinished(run: dict[str, Any], manifests: dict[str, dict[str, Any]]) -> li
     return rows
 
 
-def _curve(path: Path, name: str, manifests: dict[str, dict[str, Any]]) -> Curve | None:
-    saved = read_json(path / name / "curve.json")
+def _curve(place: Path, name: str, manifests: dict[str, dict[str, Any]]) -> Curve | None:
+    saved = read_json(place / "curve.json")
     if saved is None:
         return None
     try:
@@ -228,7 +248,7 @@ def _curve(path: Path, name: str, manifests: dict[str, dict[str, Any]]) -> Curve
         per_step = float(saved["tokens_per_step"])
         pairs = [(float(step) * per_step, number(value)) for step, value in saved.get("validation") or []]
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path / name / 'curve.json'} is not a training curve; run its stage again.") from None
+        raise InputError(f"{place / 'curve.json'} is not a training curve; run its stage again.") from None
     kind = table(manifests.get(name, {}).get("config")).get("loss") or ("kl" if name == "student" else "ce")
     validation = [(tokens, value) for tokens, value in pairs if value is not None]
     return Curve(name, _label(name, TRAINED[name], manifests), str(kind), loss, per_step, validation)
@@ -249,11 +269,12 @@ def _scores(path: Path) -> dict[str, Array]:
     return {name: values for name, values in arrays.items() if values.size and bool(np.isfinite(values).all())}
 
 
-def _groups(path: Path) -> dict[str, list[str]]:
+def _groups(manifests: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
     """Members of each group of tasks, from any evaluation that has some."""
     groups: dict[str, list[str]] = {}
-    for name in LABELS:
-        found = table((read_json(path / "eval" / name / "results.json") or {}).get("groups"))
-        lists = {group: members for group, members in found.items() if isinstance(members, list)}
-        groups |= {group: [str(member) for member in members] for group, members in lists.items()}
+    for name, manifest in manifests.items():
+        if name.startswith("eval/"):
+            found = table(table(manifest.get("result")).get("groups"))
+            lists = {group: members for group, members in found.items() if isinstance(members, list)}
+            groups |= {group: [str(member) for member in members] for group, members in lists.items()}
     return groups

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from minitron_cli.drawing.format import NONE, count, fixed, number, percent
-from minitron_cli.drawing.svg import both
+from minitron_cli.drawing.svg import WIDE, both
 from minitron_cli.report import charts
 from minitron_cli.report.gather import Curve, RunFiles, records, removed_layers, table
+from minitron_cli.report.network import network
 from minitron_cli.shape import SHOWN
 
 AXES = {
@@ -99,7 +101,11 @@ def cuts(files: RunFiles) -> dict[str, Any] | None:
     gone = removed_layers(files)
     layers = [{"number": layer, "gone": layer in gone} for layer in range(int(before.get("layers") or 0))]
     ranked = str((files.plan or {}).get("ranked_by") or "")
+    sizes = [{name: size for name, value in found.items() if (size := number(value)) is not None}
+             for found in (before, after)]  # fmt: skip
+    drawn = network(sizes[0], sizes[1], gone, WIDE)
     return {
+        "network": both(lambda width: network(sizes[0], sizes[1], gone, width) or Markup("")) if drawn else None,
         "rows": rows,
         "totals": ends,
         "layers": layers,

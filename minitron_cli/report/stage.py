@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 from minitron_cli.config.report import ReportConfig
 from minitron_cli.errors import OutputError
 from minitron_cli.manifest import sync_directory
-from minitron_cli.report.gather import gather
-from minitron_cli.report.page import render
+from minitron_cli.report.alone import gather_any
+from minitron_cli.report.page import render, render_several
 
 REPORT = "report.html"
 GENERATOR = b'<meta name="generator" content="minitron'
@@ -30,27 +31,31 @@ class ReportResult:
 
 
 def run_report(config: ReportConfig) -> ReportResult:
-    """Write the page of a run.
+    """Write the page of a run, or of several.
 
     Raises:
-        UserError: RUN is not a run directory, a file of it is damaged, or --out is something else.
+        UserError: RUN holds nothing to show, a file of it is damaged, or --out is something else.
     """
     return ReportResult(str(write_report(config.run, config.out)))
 
 
-def write_report(run_dir: Path, out: Path | None = None) -> Path:
-    """Read a run, write its page to `out` (default RUN/report.html) and return where it is.
+def write_report(run: Path | Sequence[Path], out: Path | None = None) -> Path:
+    """Read one run or several, write the page to `out` and return where it is.
 
     The page appears by a rename: a reader sees the old one or the new one, never a part.
 
+    Args:
+        out: default report.html, in the run, or for several in the current directory.
+
     Raises:
-        InputError: RUN is not a run directory, or a file of it is damaged.
+        InputError: RUN holds nothing to show, or a file of it is damaged.
         OutputError: `out` is a directory, or a file that is no report.
     """
-    files = gather(run_dir)
-    path = run_dir / REPORT if out is None else out
+    runs = [run] if isinstance(run, Path) else list(run)
+    found = [gather_any(each) for each in runs]
+    path = out if out is not None else runs[0] / REPORT if len(runs) == 1 else Path(REPORT)
     _check(path)
-    text = render(files)
+    text = render(found[0]) if len(found) == 1 else render_several(found)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
