@@ -72,7 +72,7 @@ def surface() -> dict[str, list[str]]:
 def test_options_are_frozen() -> None:
     frozen = json.loads(FROZEN.read_text("utf-8"))
     assert surface() == frozen, (
-        f"The command line changed. If it was meant: `{Path(sys.executable).name} tests/test_cli_surface.py` writes "
+        f"The command line changed. If it was meant: `{Path(sys.executable).name} -m tests.test_cli_surface` writes "
         f"{FROZEN.name} anew, `make docs` the pages, and CHANGELOG.md says so."
     )
 
