@@ -14,9 +14,9 @@ help:
 	@echo "make setup   create .venv and install everything the project needs, pinned by constraints.txt"
 	@echo "make run     the quickstart chain into runs/quickstart; nothing is downloaded but packages"
 	@echo "make test    the tests (WORKERS=$(WORKERS) processes)"
-	@echo "make check   lint, formatting, types, and whether docs/cli.md is up to date"
+	@echo "make check   lint, formatting, types, and whether the generated pages of docs/ are up to date"
 	@echo "make bench   every script in benchmarks/; they print the numbers the docs quote"
-	@echo "make docs    write docs/cli.md from the commands"
+	@echo "make docs    write the generated pages and build the site into build/site"
 	@echo "make clean   remove .venv, caches and build leftovers; runs/ stays"
 
 setup: .venv/.installed
@@ -44,6 +44,8 @@ bench: setup
 
 docs: setup
 	$(BIN)/python -m docs.generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "build/site/index.html"
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,7 +5,6 @@ from __future__ import annotations
 from minitron_cli.families import FAMILIES
 
 AXES = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")
-BEGIN, END = "<!-- families -->", "<!-- /families -->"
 
 
 def matrix() -> str:
@@ -36,8 +35,9 @@ def matrix() -> str:
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
-def between_marks(text: str, inside: str) -> str:
-    """`text` with what stands between the marks replaced."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{inside}{END}{after}"
+def between_marks(text: str, mark: str, inside: str) -> str:
+    """`text` with what stands between `<!-- mark -->` and `<!-- /mark -->` replaced."""
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{inside}{end}{after}"

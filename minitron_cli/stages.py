@@ -18,6 +18,7 @@ from minitron_cli.config.run import CompressConfig, RunConfig
 from minitron_cli.errors import OutputError
 from minitron_cli.manifest import read_manifest, write_json
 from minitron_cli.runtime.progress import duration, say
+from minitron_cli.runtime.table import Table, plain
 from minitron_cli.shape import Shape
 
 RUN = "run.json"
@@ -330,22 +331,26 @@ def _label(name: str) -> str:
 
 def format_run(result: dict[str, Any]) -> str:
     """The comparison as a table, and how long each stage took."""
-    rows = result["models"]
-    lines = [
-        f"{'model':<15}{'params':>13}{'non-embedding':>15}{'train tokens':>14}"
-        f"{'val loss':>10}{'perplexity':>12}{'bits/byte':>11}"
-    ]
-    teacher = rows[0] if rows else {}
-    for row in rows:
-        share = 100 * row["params_non_embedding"] / max(teacher["params_non_embedding"], 1)
-        line = f"{row['label']:<15}{row['params']:>13,}{share:>14.1f}%{row['tokens']:>14,}"
-        if row["loss"] is not None:
-            line += f"{row['loss']:>10.3f}{row['perplexity']:>12.2f}{row['bits_per_byte']:>11.3f}"
-        lines.append(line)
+    return plain(show_run(result))
+
+
+def show_run(result: dict[str, Any]) -> list[str | Table]:
+    """The same in parts."""
+    models = result["models"]
+    whole = max(models[0]["params_non_embedding"], 1) if models else 1
+    header = ["model", "params", "non-embedding", "train tokens", "val loss", "perplexity", "bits/byte"]
+    rows = []
+    for row in models:
+        measured = [("loss", 3), ("perplexity", 2), ("bits_per_byte", 3)]
+        rows.append([
+            row["label"], f"{row['params']:,}", f"{100 * row['params_non_embedding'] / whole:.1f} %",
+            f"{row['tokens']:,}",
+            *("" if row[key] is None else f"{row[key]:.{digits}f}" for key, digits in measured),
+        ])  # fmt: skip
+    product = [number for number, row in enumerate(models) if row["path"] == result["student"]]
     done = [stage for stage in result["stages"] if stage["status"] == "done"]
     timing = ", ".join(f"{stage['name']} {duration(stage['seconds'])}" for stage in done)
-    lines.append(f"\nstages: {timing or 'all up to date'}; total {duration(result['seconds'])}")
-    lines.append(f"student: {result['student']}")
-    if result["report"]:
-        lines.append(f"report:  {result['report']}")
-    return "\n".join(lines)
+    lines: list[str | Table] = [Table(header, rows, strong=product), ""]
+    lines += [f"stages: {timing or 'all up to date'}; total {duration(result['seconds'])}"]
+    lines += [f"student: {result['student']}"]
+    return lines + ([f"report:  {result['report']}"] if result["report"] else [])

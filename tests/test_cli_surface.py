@@ -1,8 +1,7 @@
-"""The command line is frozen: option names change only together with tests/cli_surface.json and docs/cli.md."""
+"""The command line is frozen: option names change only together with tests/cli_surface.json and the pages of docs/."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import pytest
 import typer.main
 
 import minitron_cli
+from docs.command_pages import walk
+from docs.generate import pages
 from minitron_cli.cli.app import app
 
 HERE = Path(__file__).parent
@@ -47,19 +48,8 @@ CONTRACT = {
 """What users and other programs rely on; the frozen list may grow, these names stay."""
 
 
-def load_generator() -> Any:
-    """docs/generate.py as a module; it imports its neighbours as `docs.NAME`."""
-    sys.path.insert(0, str(HERE.parent))
-    spec = importlib.util.spec_from_file_location("docs_generate", HERE.parent / "docs" / "generate.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-GENERATOR = load_generator()
 COMMANDS: dict[str, Any] = {
-    name.removeprefix("minitron "): command for name, command in GENERATOR.walk(typer.main.get_command(app))
+    name.removeprefix("minitron "): command for name, command in walk(typer.main.get_command(app))
 }
 
 
@@ -82,8 +72,8 @@ def surface() -> dict[str, list[str]]:
 def test_options_are_frozen() -> None:
     frozen = json.loads(FROZEN.read_text("utf-8"))
     assert surface() == frozen, (
-        f"The command line changed. If it was meant: `{Path(sys.executable).name} tests/test_cli_surface.py` writes "
-        f"{FROZEN.name} anew, `make docs` the page, and CHANGELOG.md says so."
+        f"The command line changed. If it was meant: `{Path(sys.executable).name} -m tests.test_cli_surface` writes "
+        f"{FROZEN.name} anew, `make docs` the pages, and CHANGELOG.md says so."
     )
 
 
@@ -103,10 +93,8 @@ def test_help(command: str) -> None:
 
 
 def test_docs_are_up_to_date() -> None:
-    text = GENERATOR.PAGE.read_text("utf-8")
-    assert text == GENERATOR.page(), "docs/cli.md is out of date; run `make docs`"
-    for command in COMMANDS:
-        assert f"## minitron {command}\n" in text
+    for path, text in pages().items():
+        assert path.read_text("utf-8") == text, f"{path.name} is out of date; run `python -m docs.generate`"
 
 
 def test_readme_names_every_command() -> None:

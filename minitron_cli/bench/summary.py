@@ -53,15 +53,18 @@ def summarise(case: Case, samples: Sequence[Sample], kv_bytes: int) -> Summary:
 def compare(ours: Summary, theirs: Summary) -> dict[str, float]:
     """Our value over theirs: speeds above 1 are faster, times and sizes below 1 smaller.
 
-    Speeds are medians of the rounds' own ratios, with the lowest and highest of them: a machine that is slow for a
-    while is slow for both.
+    Speeds and the time to the first token are medians of the rounds' own ratios, speeds with the lowest and highest of
+    them: a machine that is slow for a while is slow for both.
     """
     ratio: dict[str, float] = {}
     for name in ("prefill", "decode"):
         pairs = zip(getattr(ours, f"{name}_rounds"), getattr(theirs, f"{name}_rounds"), strict=True)
         each = [own / other for own, other in pairs]
         ratio |= {name: statistics.median(each), f"{name}_low": min(each), f"{name}_high": max(each)}
-    for name in ("time_to_first_token", "token_p50", "token_p99", "peak_bytes", "kv_bytes"):
+    # A round reads the same prompt on both sides: times are as the inverse of speeds.
+    waits = [other / own for own, other in zip(ours.prefill_rounds, theirs.prefill_rounds, strict=True)]
+    ratio["time_to_first_token"] = statistics.median(waits)
+    for name in ("token_p50", "token_p99", "peak_bytes", "kv_bytes"):
         other = getattr(theirs, name)
         ratio[name] = getattr(ours, name) / other if other else 1.0
     return ratio

@@ -6,12 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from minitron_cli.runtime.progress import byte_size
+from minitron_cli.runtime.table import Table, plain
 
-TITLES = ("batch", "context", "", "prefill tok/s", "decode tok/s", "first token", "p50", "p99", "memory", "KV cache")
+TITLES = (
+    "batch",
+    "context",
+    "model",
+    "prefill tok/s",
+    "decode tok/s",
+    "first token",
+    "p50",
+    "p99",
+    "memory",
+    "KV cache",
+)
 
 
 def format_bench(result: dict[str, Any]) -> str:
     """A header, one line per case and checkpoint, and their ratios."""
+    return plain(show_bench(result))
+
+
+def show_bench(result: dict[str, Any]) -> list[str | Table]:
+    """The same in parts."""
     names = [Path(result["checkpoint"]).name or result["checkpoint"]]
     if result["against"] is not None:
         names.append(Path(result["against"]).name or result["against"])
@@ -20,7 +37,7 @@ def format_bench(result: dict[str, Any]) -> str:
     sizes = [f"{name}: {model['params']:,} parameters, {byte_size(model['weight_bytes'])} of weights, "
              f"{byte_size(model['kv_bytes_per_token'])} of KV cache per token ({model['shape']})"
              for name, model in zip(names, result["models"], strict=True)]  # fmt: skip
-    rows: list[tuple[str, ...]] = [TITLES]
+    rows: list[tuple[str, ...]] = []
     for case in result["cases"]:
         keys = ("checkpoint", "against") if "against" in case else ("checkpoint",)
         for name, key in zip(names, keys, strict=True):
@@ -28,16 +45,12 @@ def format_bench(result: dict[str, Any]) -> str:
             rows.append((*place, name, *_cells(case[key])))
         if "ratio" in case:
             rows.append(("", "", "ratio", *_ratios(case["ratio"])))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(TITLES))]
-    lines = [
-        "  ".join(cell.ljust(width) if column == 2 else cell.rjust(width) for column, (cell, width) in pairs).rstrip()
-        for pairs in (list(enumerate(zip(row, widths, strict=True))) for row in rows)
-    ]
     threads = f", {result['threads']} threads" if result["device"] == "cpu" else ""
     turns = f"medians of {result['rounds']} rounds" + (", taking turns" if len(names) > 1 else "")
     head = f"{result['device']}, {result['dtype']}{threads}; {turns}; transformers, greedy"
     tail = [f"{result['out']}: bench.json, bench.svg"] if result["out"] else []
-    return "\n".join([*sizes, head, *lines, *tail])
+    ratios = [number for number, row in enumerate(rows) if row[2] == "ratio"]
+    return [*sizes, head, Table(TITLES, rows, left=3, strong=ratios), *tail]
 
 
 def _cells(found: dict[str, Any]) -> tuple[str, ...]:

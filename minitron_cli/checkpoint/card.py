@@ -13,7 +13,8 @@ from typing import Any
 from minitron_cli import __version__
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.multimodal import open_shape
-from minitron_cli.config.base import command_line
+from minitron_cli.checkpoint.push import push, push_file, require_hub
+from minitron_cli.config.base import ExportingConfig, StageConfig, command_line
 from minitron_cli.manifest import StageOutput, read_manifest, write_text
 from minitron_cli.shape import Shape
 
@@ -26,7 +27,24 @@ TERMS = re.compile(r"(licen[cs]e|use_policy|notice).*", re.IGNORECASE)
 
 
 class CheckpointOutput(StageOutput):
-    """The output of a stage that writes a checkpoint: its manifest tells what came before, and it has a model card."""
+    """The output of a stage that writes a checkpoint: its manifest tells what came before, and it has a model card.
+
+    With --push-to-hub it is uploaded when it is complete; what would prevent that is an error of construction.
+    """
+
+    def __init__(
+        self, out: Path, stage: str, config: StageConfig, inputs: Mapping[str, str], *, force: bool = False,
+        resumable: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(out, stage, config, inputs, force=force, resumable=resumable)
+        if isinstance(config, ExportingConfig) and config.push_to_hub is not None:
+            require_hub(config.push_to_hub)
+            if self.result is not None:  # complete since an earlier run, whose upload may have failed
+                self._push(config)
+
+    def _push(self, config: ExportingConfig) -> None:
+        if config.push_to_hub is not None:
+            push(self.out, config.push_to_hub, public=config.hub_public, message=f"minitron {self.stage}")
 
     def commit(self, result: Mapping[str, Any], **more: Any) -> None:
         """Write the card and the history, then what every stage writes."""
@@ -39,6 +57,8 @@ class CheckpointOutput(StageOutput):
         })  # fmt: skip
         write_text(self.partial / CARD, card(self.out.name, self.partial, history))
         super().commit(result, **more, history=history)
+        if isinstance(self.config, ExportingConfig):
+            self._push(self.config)
 
 
 def history_of(name: str) -> dict[str, Any]:
@@ -53,13 +73,19 @@ def history_of(name: str) -> dict[str, Any]:
 
 
 def evaluated(directory: Path, evaluation: Mapping[str, Any]) -> None:
-    """Write the card of a complete output anew, with what `eval` measured, and of the original under `original`."""
-    history = (read_manifest(directory) or {}).get("history")
+    """Write (and upload, where the checkpoint was) the card of a complete output anew, with what `eval` measured, and
+    of the original under `original`.
+    """
+    manifest = read_manifest(directory) or {}
+    history = manifest.get("history")
     if history is None:
         return
     text, path = card(directory.name, directory, history, evaluation), directory / CARD
     if not path.exists() or path.read_text("utf-8") != text:
         write_text(path, text)
+        repository = (manifest.get("config") or {}).get("push_to_hub")
+        if repository is not None:
+            push_file(path, repository)
 
 
 def card(title: str, directory: Path, history: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None) -> str:

@@ -15,7 +15,6 @@ app = typer.Typer(
     name="minitron",
     help="Turn one trained Hugging Face causal LM into smaller ones: score, prune, search, distil, evaluate.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

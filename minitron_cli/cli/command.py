@@ -13,8 +13,9 @@ import typer
 
 from minitron_cli.cli.run import execute
 from minitron_cli.config.base import StageConfig
+from minitron_cli.runtime.table import Shown
 
-Show = Callable[[dict[str, Any]], str]
+Show = Callable[[dict[str, Any]], Shown]
 
 
 def add_stage(

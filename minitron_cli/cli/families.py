@@ -9,6 +9,7 @@ import typer
 
 from minitron_cli.cli.run import execute
 from minitron_cli.cli.words import Json, Quiet, Ref
+from minitron_cli.runtime.table import Table
 
 Out = Annotated[Path | None, typer.Option("--out", help="Python file to write; without it the draft is printed.")]
 
@@ -34,11 +35,12 @@ def _supported() -> dict[str, Any]:
     }
 
 
-def _show_supported(found: dict[str, Any]) -> str:
-    width = max(len(family["name"]) for family in found["families"])
-    return "\n".join(
-        f"{family['name']:<{width}}  {', '.join(family['axes']) or 'inspect only'}" for family in found["families"]
-    )
+def _show_supported(found: dict[str, Any]) -> list[str | Table]:
+    rows = [
+        (family["name"], ", ".join(family["model_types"]), ", ".join(family["axes"]) or "inspect only")
+        for family in found["families"]
+    ]
+    return [Table(("family", "model types", "can cut"), rows, left=3)]
 
 
 def draft(checkpoint: Ref, out: Out = None, json: Json = False, quiet: Quiet = False) -> None:

@@ -9,6 +9,7 @@ import typer
 from minitron_cli.cli import families
 from minitron_cli.cli.run import execute
 from minitron_cli.cli.words import Json, Quiet, Ref
+from minitron_cli.runtime.table import Table
 
 
 def inspect(checkpoint: Ref, json: Json = False, quiet: Quiet = False) -> None:
@@ -74,7 +75,12 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
 
         return examine()
 
-    execute(body, quiet=quiet, as_json=json, show=lambda found: "\n".join(f"{k:<14}{v}" for k, v in found.items()))
+    execute(body, quiet=quiet, as_json=json, show=_show_doctor)
+
+
+def _show_doctor(found: dict[str, Any]) -> list[str | Table]:
+    rows = [(name.replace("_", " "), str(value)) for name, value in found.items() if name != "advice"]
+    return [Table(("", ""), rows, left=2), *(f"advice: {text}" for text in found["advice"])]
 
 
 def register(app: typer.Typer) -> None:

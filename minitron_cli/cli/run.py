@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from minitron_cli.errors import MinitronError, is_disk_full
+from minitron_cli.runtime.table import Shown, put
 
 
 class Terminated(BaseException):
@@ -37,7 +38,7 @@ def enter(app: typer.Typer) -> NoReturn:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def execute(body: Callable[[], Any], *, quiet: bool, as_json: bool, show: Callable[[Any], str]) -> None:
+def execute(body: Callable[[], Any], *, quiet: bool, as_json: bool, show: Callable[[Any], Shown]) -> None:
     """Run `body`, print its result (as one JSON object or for people), and exit with the contract's code.
 
     0 done; 2 the user's input; 1 our bug or the machine; 130 Ctrl-C; 143 SIGTERM.
@@ -49,7 +50,7 @@ def execute(body: Callable[[], Any], *, quiet: bool, as_json: bool, show: Callab
     try:
         result = body()
         if _speaks():
-            print(json.dumps(result, ensure_ascii=False) if as_json else show(result), flush=True)
+            put(json.dumps(result, ensure_ascii=False) if as_json else show(result))
     except MinitronError as error:
         if error.exit_code == 2 and not _speaks():  # every process of a torchrun finds the same; one says it
             raise SystemExit(2) from None

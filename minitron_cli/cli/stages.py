@@ -18,6 +18,7 @@ from minitron_cli.config.prune import PruneConfig
 from minitron_cli.config.report import ReportConfig
 from minitron_cli.config.run import CompressConfig, RunConfig
 from minitron_cli.config.search import SearchConfig
+from minitron_cli.runtime.table import Shown
 
 
 def _importance(config: ImportanceConfig) -> Any:
@@ -136,10 +137,10 @@ def _search(config: SearchConfig) -> Any:
     return run_search(config)
 
 
-def _show_search(result: dict[str, Any]) -> str:
-    from minitron_cli.search.table import format_search
+def _show_search(result: dict[str, Any]) -> Shown:
+    from minitron_cli.search.table import show_search
 
-    return format_search(result)
+    return show_search(result)
 
 
 def _eval(config: EvalConfig) -> Any:
@@ -148,11 +149,11 @@ def _eval(config: EvalConfig) -> Any:
     return run_eval(config)
 
 
-def _show_eval(result: dict[str, Any]) -> str:
+def _show_eval(result: dict[str, Any]) -> Shown:
     from minitron_cli.evaluate.stage import EvalResult
-    from minitron_cli.evaluate.table import format_eval
+    from minitron_cli.evaluate.table import show_eval
 
-    return format_eval(EvalResult(**result))
+    return show_eval(EvalResult(**result))
 
 
 def _bench(config: BenchConfig) -> Any:
@@ -161,10 +162,10 @@ def _bench(config: BenchConfig) -> Any:
     return run_bench(config)
 
 
-def _show_bench(result: dict[str, Any]) -> str:
-    from minitron_cli.bench.table import format_bench
+def _show_bench(result: dict[str, Any]) -> Shown:
+    from minitron_cli.bench.table import show_bench
 
-    return format_bench(result)
+    return show_bench(result)
 
 
 def _run(config: RunConfig) -> Any:
@@ -179,10 +180,10 @@ def _plan_run(config: RunConfig) -> dict[str, Any]:
     return plan_recipe(config)
 
 
-def _show_run(result: dict[str, Any]) -> str:
-    from minitron_cli.stages import format_run
+def _show_run(result: dict[str, Any]) -> Shown:
+    from minitron_cli.stages import show_run
 
-    return format_run(result)
+    return show_run(result)
 
 
 def _show_run_plan(plan: dict[str, Any]) -> str:

@@ -106,6 +106,20 @@ class WritingConfig(StageConfig):
     force: bool = option(False, "Replace an existing output directory.", keyed=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportingConfig(WritingConfig):
+    """A stage that writes a checkpoint."""
+
+    push_to_hub: str | None = option(
+        None, "Upload the finished checkpoint to this repository of the Hub, OWNER/NAME.", keyed=False
+    )
+    hub_public: bool = option(False, "Let everybody see the repository if the upload creates it.", keyed=False)
+
+    def check(self) -> None:
+        if self.hub_public and self.push_to_hub is None:
+            raise ConfigError("--hub-public is about an upload; say where to with --push-to-hub OWNER/NAME.")
+
+
 def command_line(name: str, config: StageConfig, *, shown: Callable[[str], str] = str) -> str:
     """A stage's command with every option that is not at its default, and DIR for the directory it writes.
 
@@ -115,7 +129,7 @@ def command_line(name: str, config: StageConfig, *, shown: Callable[[str], str] 
     arguments, options = [], []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in ("out", "force") or value == field.default:
+        if field.name in ("out", "force", "push_to_hub", "hub_public") or value == field.default:
             continue
         if field.metadata["kind"] == "argument":
             arguments += [shown(str(item)) for item in (value if isinstance(value, tuple) else (value,))]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from minitron_cli.config.base import WritingConfig, argument, option, required
+from minitron_cli.config.base import ExportingConfig, WritingConfig, argument, option, required
 from minitron_cli.config.intermediate import parse_layers_map
 from minitron_cli.config.objective import Objective, parse_objective
 from minitron_cli.errors import ConfigError
@@ -37,7 +37,7 @@ class TextConfig(WritingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(WritingConfig):
+class OptimizerConfig(ExportingConfig):
     """How weights change, and how often they are saved: of every stage that trains."""
 
     checkpoint_activations: bool = option(False, "Recompute activations instead of keeping them: less memory, slower.")
@@ -61,6 +61,7 @@ class OptimizerConfig(WritingConfig):
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "Compute type; auto is bf16 on CUDA, else fp32.")
 
     def check(self) -> None:
+        super().check()
         if self.warmup > 1 and self.warmup != int(self.warmup):
             raise ConfigError(f"--warmup {self.warmup:g} is neither a share below 1 nor a whole number of steps.")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from minitron_cli.config.base import WritingConfig, argument, option
+from minitron_cli.config.base import ExportingConfig, argument, option
 from minitron_cli.config.importance import ExpertScore, LayerScore, WidthScore
 from minitron_cli.errors import ConfigError
 
@@ -29,7 +29,7 @@ SIZES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(WritingConfig):
+class PruneConfig(ExportingConfig):
     """Cut a checkpoint to explicit sizes; what is not named stays as it is."""
 
     checkpoint: str = argument("Checkpoint to cut: directory, Hub id or builtin:tiny-py.", keyed=False)
@@ -105,6 +105,7 @@ class PruneConfig(WritingConfig):
     shard_bytes: Annotated[int, Ge(1)] = option(5_000_000_000, "Largest size of one weights file.")
 
     def check(self) -> None:
+        super().check()
         if sum(source is not None for source in (self.plan, self.search)) + bool(self.target()) > 1:
             raise ConfigError("Give sizes, --plan or --search, only one of the three.")
         if self.params is not None and self.search is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from minitron_cli.evaluate.harness import is_error
 from minitron_cli.evaluate.stage import EvalResult
+from minitron_cli.runtime.table import Table, plain
 
 Row = tuple[str, ...]
 
@@ -21,19 +22,25 @@ def format_eval(result: EvalResult) -> str:
     mmlu                    acc     0.2512  0.0123        114    0.2600  96.6 %
       mmlu_stem             acc     0.2456  0.0211         38    0.2500  98.2 %
     """
-    parts = []
+    return plain(show_eval(result))
+
+
+def show_eval(result: EvalResult) -> list[str | Table]:
+    """The same in parts."""
+    parts: list[list[str | Table]] = []
     if result.loss is not None:
-        parts.append("\n".join([_loss_line(vars(result)), *map(_loss_line, result.against)]))
+        parts.append([_loss_line(vars(result)), *map(_loss_line, result.against)])
     if result.tasks:
         members = {name for children in result.groups.values() for name in children}
         roots = [name for name in result.tasks if name not in members]
         header = ["task", "metric", "value", "+/-", "questions"]
         for other in result.against:
             header += [Path(other["checkpoint"]).name or other["checkpoint"], "kept"]
-        parts.append(_align([tuple(header), *_rows(result, roots, 0)]))
+        rows = _rows(result, roots, 0)
+        parts.append([Table(header, rows, left=2, strong=[at for at, row in enumerate(rows) if row[0] in roots])])
     if result.notes:
-        parts.append("\n".join(f"{name}: {note}" for name, note in result.notes.items()))
-    return "\n\n".join(parts)
+        parts.append([f"{name}: {note}" for name, note in result.notes.items()])
+    return [line for number, part in enumerate(parts) for line in ([""] if number else []) + part]
 
 
 def _loss_line(found: Mapping[str, Any]) -> str:
@@ -75,16 +82,3 @@ def _task_rows(label: str, name: str, result: EvalResult) -> list[Row]:
 def _error_name(metric: str) -> str:
     name, comma, kind = metric.partition(",")
     return f"{name}_stderr{comma}{kind}"
-
-
-def _align(rows: Sequence[Row]) -> str:
-    """Columns as wide as their widest cell; texts left, numbers right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from minitron_cli.drawing.format import count, fixed
 from minitron_cli.drawing.frame import Frame, frame
-from minitron_cli.drawing.svg import CHARACTER, WIDE, apart, chart, el, join, line, marker, polyline, short, text
+from minitron_cli.drawing.svg import CHARACTER, WIDE, apart, axis, chart, el, join, line, marker, polyline, short, text
 from minitron_cli.report.gather import Array, Curve
 
 POINTS = 240
@@ -67,7 +67,8 @@ def validation_range(curves: Sequence[Curve], teacher: float | None) -> list[flo
 
 def starts_above(curves: Sequence[Curve], teacher: float | None) -> str:
     """A sentence about the curves that begin above the chart, or nothing."""
-    top = validation_range(curves, teacher)[1]
+    low, high = validation_range(curves, teacher)
+    top = min(axis(low, high, wanted)[2] for wanted in (4, 5))  # the chart ends at a tick, at either width
     above = [curve for curve in curves if curve.validation[0][1] > top]
     shown = ", ".join(f"{curve.label} {fixed(curve.validation[0][1])}" for curve in above)
     return f"Begin above the chart: {shown}." if above else ""

@@ -73,6 +73,9 @@ def _subset(files: RunFiles) -> str:
     part = next((number(files.config(curve.name).get("eval_sequences")) for curve in files.curves), None)
     if whole is None or part is None or part >= whole:
         return ""
+    asked = [number(files.config(f"eval/{model.name}").get("max_sequences")) for model in files.models]
+    if asked and set(asked) == {part}:
+        return f"The curves and the table above use the first {count(part)} of {count(whole)} validation sequences."
     return (
         f"The curves use the first {count(part)} of {count(whole)} validation sequences; the teacher's line and the "
         "table above use those of the evaluation, so the ends differ from the table."

@@ -59,7 +59,7 @@ def speed(files: RunFiles) -> dict[str, Any] | None:
         ],
         "rows": [row for case in cases for row in _rows(case, names)],
         "where": f"{result.get('device')}, {result.get('dtype')}{threads}; medians of {result.get('rounds')} rounds"
-        + (", the two taking turns" if len(names) > 1 else ""),
+        + (", the two taking turns; ratios are medians of the rounds' own" if len(names) > 1 else ""),
     }  # fmt: skip
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from minitron_cli.runtime.table import Table, plain
+
 Row = dict[str, Any]
 ALWAYS = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")
 """Axes shown where the family has them; others only where candidates differ in them."""
@@ -12,19 +14,26 @@ ALWAYS = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim")
 
 def format_search(result: dict[str, Any]) -> str:
     """One line per candidate: rank and losses where they were measured, sizes, costs; then how orders agreed."""
+    return plain(show_search(result))
+
+
+def show_search(result: dict[str, Any]) -> list[str | Table]:
+    """The same in parts."""
     rows: list[Row] = result["candidates"]
     columns = [column for column in _columns(rows) if any(text != "-" for text in column[1])]
-    widths = [max(len(text) for text in (title, *texts)) for title, texts in columns]
     count = result["feasible"]
-    lines = [f"{count:,} {'shape meets' if count == 1 else 'shapes meet'} the budgets; {len(rows):,} listed."]
-    for cells in ([title for title, _ in columns], *zip(*(texts for _, texts in columns), strict=True)):
-        lines.append("  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
+    lines: list[str | Table] = [
+        f"{count:,} {'shape meets' if count == 1 else 'shapes meet'} the budgets; {len(rows):,} listed."
+    ]
+    cells = list(zip(*(texts for _, texts in columns), strict=True))
+    chosen = [number for number, row in enumerate(rows) if row["rank"] == 1]
+    lines.append(Table([title for title, _ in columns], cells, left=0, strong=chosen))
     lines += [_rung(rung) for rung in result["rungs"]]
     for size in result["sizes"]:
         lines += _choice(size, result["out"])
     if result["command"]:
         lines.append(f"This search again:\n  {result['command']}")
-    return "\n".join(lines)
+    return lines
 
 
 def _rung(rung: Row) -> str:
