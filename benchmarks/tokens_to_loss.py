@@ -132,7 +132,7 @@ class Comparison:
         run_importance(
             ImportanceConfig(
                 checkpoint=self.world.model, data=self.data, out=scored, samples=self.samples, loss_samples=0,
-                seed=seed, collect=("directions", "weighted"),
+                seed=seed,
             )
         )  # fmt: skip
         paths = {}

@@ -6,12 +6,13 @@ Cuts of 25 % and 50 % of one axis at a time. Every arm is scored, cut and repair
 seeds differ in their draw (and in the units that the random arm keeps). Losses are in nats per token on validation
 text, the mean over seeds, with the range behind it. `paper` ranks neurons, heads and channels by activations (arXiv
 2407.14679, section 2) and layers by block importance, and changes no weight; every other arm adds one thing to it, the
-last two all that the axis has a use for.
+last but two all that the axis has a use for; these are the paper's merge of heads.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 
 from benchmarks.common import heading
+from benchmarks.head_merge import merge_heads
 from benchmarks.worlds import World, worlds
 from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import Checkpoint
@@ -30,7 +33,7 @@ from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.errors import ShapeError
 from minitron_cli.evaluate.perplexity import evaluate_split
-from minitron_cli.importance.layout import score_shape, scored_axes
+from minitron_cli.importance.layout import SCORES, score_shape, scored_axes
 from minitron_cli.importance.stage import run_importance
 from minitron_cli.manifest import write_json
 from minitron_cli.models.load import load_model
@@ -68,10 +71,14 @@ ARMS: dict[str, dict[str, Any]] = {
     "rotate, rescale, repair": {**PAPER, **ROTATED, "rescale": "measured", "repair": "on"},
 }
 WIDTH = ("contribution", "fluctuation")
+MERGES = {"merge heads": 1.0, "merge heads, other sign": -1.0}
+ARMS |= dict.fromkeys(MERGES, PAPER)
 
 
 def concerns(arm: str, axis: str) -> bool:
     """Whether an arm does something else than the paper's on this axis."""
+    if arm in MERGES:
+        return axis == "heads"
     if "rescale" in arm or "rotate" in arm:
         return axis == "hidden"
     return axis in ("ffn", "heads") if arm.startswith(WIDTH) else True
@@ -120,7 +127,7 @@ class Bench:
                 run_importance(
                     ImportanceConfig(
                         checkpoint=self.world.model, data=self.data, out=scored, samples=self.samples, loss_samples=0,
-                        seed=seed, collect=("directions", "weighted"),
+                        seed=seed,
                     )
                 )  # fmt: skip
                 for share, axis, target, arm in cells:
@@ -146,6 +153,10 @@ class Bench:
                 importance=None if arm == "random" else scored, **target, **options, **repair,
             )
         )  # fmt: skip
+        if arm in MERGES:
+            scores = load_file(scored / SCORES)["group"].astype(np.float64)
+            out = Path(shutil.copytree(out, self.directory / "merged", dirs_exist_ok=True))
+            merge_heads(self.checkpoint.path, out, scores, MERGES[arm])
         return self.loss(out)
 
     def _random_plan(self, target: dict[str, int], seed: int) -> Path:
