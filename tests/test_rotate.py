@@ -30,7 +30,7 @@ from minitron_cli.importance.store import load_basis
 from minitron_cli.models.tokenizer import load_tokenizer
 from minitron_cli.prune.plan import PrunePlan, describe
 from minitron_cli.prune.residual import require_readers
-from minitron_cli.prune.rotate import halfway, matching
+from minitron_cli.prune.rotate import gram, halfway
 from minitron_cli.prune.stage import plan_prune, run_prune
 from minitron_cli.search.measure import cut_in_memory
 from minitron_cli.shape import Shape
@@ -146,12 +146,20 @@ def test_a_shared_table_lies_between_embedding_and_head(family: str, tmp_path: P
     weight = weight + offset
     expected = (table + table * weight / weight.mean()) / 2 @ basis
     torch.testing.assert_close(torch.from_numpy(after["model.embed_tokens.weight"]), expected, rtol=1e-5, atol=1e-6)
-    unrelated = torch.linalg.qr(torch.randn(400, hidden, generator=torch.Generator().manual_seed(1)))[0]
-    shared, head = (unrelated * halfway(weight)) @ basis, (unrelated * weight) @ basis
+    assert (halfway(weight) / halfway(weight)[0]).std() > 0.01
+    shared, head = expected, (table * weight) @ basis
     solved = torch.linalg.lstsq(shared.t()[:, :, None], head.t()[:, :, None]).solution.flatten()
-    torch.testing.assert_close(matching(basis, weight), solved, rtol=1e-4, atol=1e-5)
     found = torch.from_numpy(after["model.norm.weight"]) + offset
-    torch.testing.assert_close(found, matching(basis, weight), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, solved, rtol=1e-4, atol=1e-5)
+
+
+def test_products_of_a_table_are_summed_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_model(tmp_path / "model", "llama")
+    checkpoint = Checkpoint(source)
+    name = "model.embed_tokens.weight"
+    table = checkpoint.read(name).double()
+    monkeypatch.setattr("minitron_cli.prune.rotate.BLOCK_BYTES", 7 * 4 * table.shape[1])
+    torch.testing.assert_close(gram(checkpoint.entries[name]), table.t() @ table, rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_is_turned_where_no_hidden_unit_leaves_a_shared_table(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from minitron_cli.checkpoint.blocks import BLOCK_BYTES, Array, Choice, Cut, Produce, Workspace
@@ -148,7 +149,9 @@ class Rotation:
         """
         left = torch.ones(edit.plan.sizes["hidden"])
         if self.shared is not None and edit.name == self.shared.norm:
-            left = matching(self.basis.columns, self._applied(edit.name))
+            left = matching(
+                self.basis.columns, self._applied(edit.name), gram(self.checkpoint.entries[self.shared.table])
+            )
         return left * edit.factor
 
     def _applied(self, norm: str) -> torch.Tensor:
@@ -174,16 +177,30 @@ def halfway(weight: torch.Tensor) -> torch.Tensor:
     return (1 + weight / weight.mean()) / 2
 
 
-def matching(columns: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def matching(columns: torch.Tensor, weight: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
     """Factors g of the norm before a shared table T = E diag(m) Q, with which T diag(g) is nearest to the head
-    E diag(w) Q by least squares, were all channels of E alike and unrelated: (kept,).
+    E diag(w) Q by least squares: (kept,).
 
     Args:
         columns: Q, (hidden, kept).
         weight: w, (hidden,); see `halfway` for m.
+        products: E^T E, (hidden, hidden) fp64.
     """
-    squares, table = columns.double().square(), halfway(weight.double())
-    return ((squares.t() @ (table * weight.double())) / (squares.t() @ table.square())).float()
+    columns, weight = columns.double(), weight.double()
+    table, head = halfway(weight)[:, None] * columns, weight[:, None] * columns
+    return ((table * (products @ head)).sum(0) / (table * (products @ table)).sum(0)).float()
+
+
+def gram(table: Entry) -> torch.Tensor:
+    """E^T E of a table (words, hidden), read block by block: (hidden, hidden), fp64 sums of fp32 products."""
+    words, hidden = table.shape
+    step = max(1, BLOCK_BYTES // (hidden * BYTES[table.dtype]))
+    total = torch.zeros(hidden, hidden, dtype=torch.float64)
+    for first in range(0, words, step):
+        rows = np.arange(first, min(first + step, words))
+        block = Cut(table, lambda rows=rows: Choice([rows, np.arange(hidden)]))().float()  # type: ignore[misc]
+        total += block.t() @ block
+    return total
 
 
 @dataclass(frozen=True)
