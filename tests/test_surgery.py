@@ -97,7 +97,8 @@ def test_theta_follows_under_old_and_new_keys(name: str) -> None:
         exponent = step * turning(rotary, config, 16) / turning(rotary, config, 24)
         changes = retuned(config, rotary, 24, 16, step)
         before = AutoConfig.for_model(**config).rope_parameters
-        changed = {key: value for key, value in {**config, **changes}.items() if value is not None}
+        gone = {key for key, value in changes.items() if value is None}
+        changed = {key: value for key, value in {**config, **changes}.items() if key not in gone}
         after = AutoConfig.for_model(**changed).rope_parameters
         for section in rotary.sections or [None]:
             old, new = (params[section] if section else params for params in (before, after))

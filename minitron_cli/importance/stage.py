@@ -101,7 +101,8 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
             scores = gathered.scores()
             scores |= _removed(model, config, split, group, output.partial)
             # Axes that no activation shows (rotary pairs, query and key channels) are ranked by weights.
-            unheard = [axis.name for axis in scored_axes(checkpoint.shape) if axis.name not in scores]
+            known = scores.keys() | checkpoint.shape.absent
+            unheard = [axis.name for axis in scored_axes(checkpoint.shape) if axis.name not in known]
             scores |= weight_norm_scores(checkpoint, only=unheard)
             _require_finite(scores, dtype)
             tokens = gathered.experts.tokens()

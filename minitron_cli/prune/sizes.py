@@ -41,7 +41,7 @@ def complete_target(shape: Shape, target: Mapping[str, int]) -> dict[str, int]:
         if sizes[member] > old[member]:
             most, option = sizes[under] * old[member], over.replace("_", "-")
             raise ShapeError(
-                f"{over} {sizes[over]} on {under} {sizes[under]} make {sizes[member]} each; the original has "
+                f"{over} {sizes[over]} on {under} {sizes[under]} make {sizes[member]} per group; the original has "
                 f"{old[member]}; give --{option} {most} or fewer."
             )
     for axis in family.axes:
