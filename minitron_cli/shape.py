@@ -127,9 +127,15 @@ class Shape:
 
     @property
     def inner(self) -> int:
-        """Most channels that a token has inside the MLP of a layer: a dense one's, or of all experts that it passes."""
+        """Most channels that a token has inside a layer: of a dense MLP, of all experts that it passes, or a quarter of
+        what a scan holds, which memory counts four times."""
         routed = self.experts_per_token * self.sizes.get("expert_ffn", 0) + self.sizes.get("shared_ffn", 0)
-        return max(self.sizes.get("ffn", 0), routed)
+        text, told = self.family.scan
+        if not text:
+            return max(self.sizes.get("ffn", 0), routed)
+        chunk = told if isinstance(told, int) else lookup(self.family.with_defaults(self.config), told)
+        scan = size(parse(text), {**self.sizes, "chunk": chunk if isinstance(chunk, int) else 1})
+        return max(self.sizes.get("ffn", 0), routed, -(-scan // 4))
 
     def _elements(self, *, active: bool = False) -> list[tuple[Tensor, int]]:
         """(declaration, elements of all tensors that follow it) of all parameters; `active`: of chosen experts."""

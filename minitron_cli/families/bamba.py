@@ -71,6 +71,7 @@ BAMBA = Family(
         "head": (Tap("lm_head", "input", "hidden"),),
     },
     defaults={
+        "mamba_chunk_size": 256,
         "num_key_value_heads": 8,
         "mamba_n_heads": 128,
         "mamba_n_groups": 1,
@@ -110,4 +111,5 @@ BAMBA = Family(
     ignored=(r"model\.rotary_emb\.inv_freq",),
     cache={"full_attention": "kv_heads*(head_dim + v_head_dim)"},
     state={"linear_attention": mamba2.STATE},
+    scan=(mamba2.SCAN, "mamba_chunk_size"),
 )

@@ -11,6 +11,8 @@ VALUES = f"{VALUE_HEADS}*linear_value_dim"
 QUERIES = f"{KEY_HEADS}*linear_key_dim"
 CONV = f"{QUERIES} + {QUERIES} + {VALUES}"
 STATE = f"({CONV})*linear_conv + {VALUES}*linear_key_dim"
+# torch_chunk_gated_delta_rule: products and decays of all pairs in a chunk, keys of every value head, the values.
+SCAN = (f"6*chunk*{VALUE_HEADS} + 6*{VALUE_HEADS}*linear_key_dim + 5*{VALUES}", 64)
 NESTED = ("linear_value_dim", "linear_group", "linear_key_heads")
 DIVIDES = Divides(
     "linear_value_heads",

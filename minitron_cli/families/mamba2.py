@@ -12,6 +12,8 @@ INNER = HEADS + "*mamba_head_dim"
 CONV = INNER + " + mamba_groups*mamba_state + mamba_groups*mamba_state"
 IN = f"{INNER} + {CONV} + {HEADS}"  # gate, convolved x B C, time step
 STATE = f"({CONV})*mamba_conv + {INNER}*mamba_state"
+# mamba2_chunk_scan: scores and decays of all pairs in a chunk, B and C of every head, the inner channels.
+SCAN = f"4*chunk*{HEADS} + 3*{HEADS}*mamba_state + 4*{INNER}"
 NESTED = ("mamba_head_dim", "mamba_group", "mamba_groups")
 DIVIDES = Divides("mamba_heads", "mamba_groups", "mamba2_chunk_scan: B.repeat_interleave(num_heads // num_groups)")
 

@@ -101,6 +101,7 @@ NEMOTRON_H = Family(
         "head": (Tap("lm_head", "input", "hidden"),),
     },
     defaults={
+        "chunk_size": 128,
         "hybrid_override_pattern": "ME*-",
         "head_dim": 128,
         "num_key_value_heads": 8,
@@ -146,4 +147,5 @@ NEMOTRON_H = Family(
     dropped_config={"num_nextn_predict_layers": 0},
     cache={"full_attention": "kv_heads*(head_dim + v_head_dim)"},
     state={"linear_attention": mamba2.STATE},
+    scan=(mamba2.SCAN, "chunk_size"),
 )

@@ -100,4 +100,5 @@ QWEN3_NEXT = Family(
     dropped={r"mtp\..+": "multi-token-prediction layers: the stock class does not load them"},
     cache={"full_attention": "kv_heads*(head_dim + v_head_dim)"},
     state={"linear_attention": delta_net.STATE},
+    scan=delta_net.SCAN,
 )

@@ -67,6 +67,8 @@ class Family:
     dropped_config  what config.json must say once they are gone
     cache           layer tag ("" for every layer) to elements the KV cache holds per token in such a layer
     state           layer tag to elements of recurrent state that such a layer holds per sequence, whatever its length
+    scan            numbers that the scan of a recurrent layer holds per token, `chunk` being the tokens of a chunk, and
+                    the config key of these, or their number where the class fixes it
     attention       multiply-adds of one query token against one token of context, in a layer that has a cache
     window_key      config key of the tokens that a layer tagged "sliding_attention" keeps
     least           smallest sizes that the stock class can run
@@ -104,6 +106,7 @@ class Family:
     dropped_config: Mapping[str, Any] = field(default_factory=dict)
     cache: Mapping[str, str] = field(default_factory=lambda: {"": "kv_heads*(head_dim + v_head_dim)"})
     state: Mapping[str, str] = field(default_factory=dict)
+    scan: tuple[str, str | int] = ("", 0)
     attention: str = "heads*(head_dim + v_head_dim)"
     window_key: str = "sliding_window"
     least: tuple[Least, ...] = ()
