@@ -54,7 +54,7 @@ class SearchConfig(StageConfig):
     max_cut: tuple[str, ...] = option(
         (),
         "Largest cut in automatic grids: 40%, or layers=20% for one axis; repeat. Default 25% layers, 50% hidden, "
-        "75% ffn.",
+        "75% ffn, 50% experts and expert-ffn.",
         commas=True,
     )
     list: bool = option(False, "Print the feasible candidates and stop; needs config.json only.", keyed=False)

@@ -266,6 +266,7 @@ def describe(plan: PrunePlan) -> str:
     """The plan for a person: each axis before and after, layers dropped, parameters."""
     lines = []
     shown = [name for name in plan.sizes_before if name not in ("group", "v_head_dim", "vocab")]
+    width = 2 + max(map(len, (*shown, "ranked by")))
     for name in shown:
         before, after = plan.sizes_before[name], plan.sizes[name]
         change = f"{before} -> {after}" if before != after else f"{before}"
@@ -273,17 +274,17 @@ def describe(plan: PrunePlan) -> str:
         if name == "layers" and before != after:
             gone = [layer for layer in range(before) if layer not in plan.layers]
             note = f"  (removed: {', '.join(map(str, gone))})"
-        lines.append(f"  {name:<10}{change}{note}")
+        lines.append(f"  {name:<{width}}{change}{note}")
     share = 100 * plan.params_after / plan.params_before
-    lines.append(f"  {'params':<10}{plan.params_before:,} -> {plan.params_after:,}  ({share:.1f} %)")
-    lines.append(f"  {'ranked by':<10}{plan.ranked_by}")
+    lines.append(f"  {'params':<{width}}{plan.params_before:,} -> {plan.params_after:,}  ({share:.1f} %)")
+    lines.append(f"  {'ranked by':<{width}}{plan.ranked_by}")
     if plan.rotate:
         untied = plan.sizes["vocab"] * plan.sizes["hidden"]
         head = f"; the tied head becomes a matrix of its own, {untied:,} parameters" if plan.untie else ""
-        lines.append(f"  {'rotated':<10}hidden units are directions of the residual stream{head}")
+        lines.append(f"  {'rotated':<{width}}hidden units are directions of the residual stream{head}")
     if plan.repair is not None:
-        lines.append(f"  {'repaired':<10}on {plan.repair['samples']} sequences of {plan.repair['data']}")
+        lines.append(f"  {'repaired':<{width}}on {plan.repair['samples']} sequences of {plan.repair['data']}")
     if plan.rescale:
         factors = plan.rescale.values()
-        lines.append(f"  {'rescaled':<10}{len(factors)} tensors, by {min(factors):.3f} to {max(factors):.3f}")
+        lines.append(f"  {'rescaled':<{width}}{len(factors)} tensors, by {min(factors):.3f} to {max(factors):.3f}")
     return "\n".join(lines)

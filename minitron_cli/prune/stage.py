@@ -29,6 +29,7 @@ from minitron_cli.prune.searched import searched_plan
 from minitron_cli.prune.sizes import complete_target
 from minitron_cli.runtime.memory import peak_rss_bytes
 from minitron_cli.runtime.progress import Progress, say
+from minitron_cli.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,12 @@ def _plan(config: PruneConfig, checkpoint: Checkpoint) -> PrunePlan:
     for notice, count in checkpoint.dropped().items():
         say(f"{count} tensors are left out: {notice}")
     if config.plan is None and config.search is None:
-        return with_repair(_ranked_plan(config, checkpoint), config, checkpoint)
+        plan = with_repair(_ranked_plan(config, checkpoint), config, checkpoint)
+        _tell_chosen(checkpoint.shape, plan)
+        return plan
     plan = with_repair(_saved_plan(config), config, checkpoint)
     check_plan(plan, checkpoint.shape)
+    _tell_chosen(checkpoint.shape, plan)
     _check_shared(checkpoint, plan.sizes, rotate=plan.rotate)
     if plan.rotate:
         # Told with the plan where they were then; a directory that has moved since is named again.
@@ -102,8 +106,16 @@ def _size_plan(config: PruneConfig, path: Path) -> PrunePlan:
     )
     if is_wrapped(path) and not config.text_only:
         refuse_shared(shape, plan.sizes)
+    _tell_chosen(shape, plan)
     _require_stock(planned_config(shape, plan))
     return plan
+
+
+def _tell_chosen(shape: Shape, plan: PrunePlan) -> None:
+    """Say it where tokens will pass fewer experts, which changes what every layer computes for all of them."""
+    before, after = shape.experts_per_token, Shape.of(planned_config(shape, plan)).experts_per_token
+    if after < before:
+        say(f"Tokens will pass {after} experts instead of {before}: the router can choose no more of those that stay.")
 
 
 def _target(config: PruneConfig) -> dict[str, int]:

@@ -12,7 +12,7 @@ from minitron_cli.prune.sizes import members
 from minitron_cli.shape import Shape
 
 AUTO = "auto"
-LARGEST_CUT = {"layers": 0.25, "hidden": 0.5, "ffn": 0.75}
+LARGEST_CUT = {"layers": 0.25, "hidden": 0.5, "ffn": 0.75, "experts": 0.5, "expert_ffn": 0.5}
 """Axes of the automatic grid, and how much of each it cuts at most. Query and KV heads stay: Minitron found that
 pruning ffn and hidden and keeping heads is better at equal size (P2), and deep cuts cost more than wide ones (P1
 table 1)."""
