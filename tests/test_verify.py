@@ -19,7 +19,7 @@ from minitron_cli.checkpoint.companions import check_companions, companions, cop
 from minitron_cli.checkpoint.hub import WANTED, resolve
 from minitron_cli.checkpoint.inspect import inspect_checkpoint
 from minitron_cli.checkpoint.reader import Checkpoint
-from minitron_cli.checkpoint.serving import rows, serving_warnings
+from minitron_cli.checkpoint.serving import WIDTHS, rows, serving_warnings
 from minitron_cli.checkpoint.verify import check_contents, check_finite, verify
 from minitron_cli.config.distill import DistillConfig
 from minitron_cli.config.importance import ImportanceConfig
@@ -172,7 +172,9 @@ def test_good_sizes_are_silent(tmp_path: Path) -> None:
 def test_every_family_has_rows(name: str, tmp_path: Path) -> None:
     """Warnings come from the shape, so families without intermediate_size or head_dim in their config have them too."""
     shape = Shape.of(TINY[name])
-    assert {"hidden", "ffn"} < rows(shape).keys() and len(rows(shape)) == 3
+    widths = {name for name in WIDTHS if name in shape.sizes and name not in shape.absent}
+    assert widths < rows(shape).keys() and len(rows(shape)) == len(widths) + 1
+    assert "hidden" in widths and {"ffn", "expert_ffn"} & widths
     assert any("K-quants" in each for each in serving_warnings(shape, tmp_path))
 
 

@@ -23,7 +23,7 @@ def serving_warnings(shape: Shape, path: Path) -> list[str]:
 
 def rows(shape: Shape) -> dict[str, int]:
     """Lengths of the rows that matrices multiply with, by name; axes of size 0 mean that there is no such matrix."""
-    found = {name: shape[name] for name in WIDTHS if shape.sizes.get(name)}
+    found = {name: shape[name] for name in WIDTHS if shape.sizes.get(name) and name not in shape.absent}
     if "heads" in shape.sizes:
         channels = next((name for name in ("v_head_dim", "head_dim") if name in shape.sizes), None)
         if channels is not None:
@@ -48,6 +48,13 @@ def _head_warnings(shape: Shape) -> Iterator[str]:
             yield (
                 f"{sizes['heads']} heads do not divide by {', '.join(uneven)}: tensor parallelism gives every device "
                 "whole heads"
+            )
+    if sizes.get("experts") and "experts" not in shape.absent:
+        uneven = [str(ways) for ways in TENSOR_PARALLEL if sizes["experts"] % ways]
+        if uneven:
+            yield (
+                f"{sizes['experts']} experts do not divide by {', '.join(uneven)}: expert parallelism gives every "
+                "device whole experts"
             )
     if sizes.get("kv_heads"):
         # Fewer KV heads than devices are copied, where they divide.

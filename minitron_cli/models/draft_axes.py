@@ -106,8 +106,10 @@ class Axes:
     def _keyed(self, axis: str, key: str) -> Axis:
         why = "" if axis in CUTTABLE else "CHECK: may its units be cut?"
         why = "the tokenizer decides it" if axis == "vocab" else why
+        within = "experts" if axis == "expert_ffn" and "experts" in self.keys else ""
+        per_layer = not why and axis in PER_LAYER
         return Axis(
-            axis, key, self.defaults.get(axis), prunable=not why, why_not=why, per_layer=not why and axis in PER_LAYER
+            axis, key, self.defaults.get(axis), prunable=not why, why_not=why, within=within, per_layer=per_layer
         )
 
 

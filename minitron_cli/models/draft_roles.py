@@ -64,6 +64,8 @@ class Roles:
                 return "", None
             own = None if self.norms[module] == self.norm else self.norms[module]
             return ("query_norm" if _leaf(module).startswith("q") and self.scaled else "norm"), own
+        if dims in (("experts", "hidden"), ("experts",)) and _leaf(module) in ("gate", "router", "layer"):
+            return "router", None
         if module not in self.heads or self.query_normed() or not self.scaled:
             return "", None
         if "+" in dims[1 if module in self.transposed and len(dims) > 1 else 0]:
