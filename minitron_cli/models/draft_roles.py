@@ -13,7 +13,7 @@ from minitron_cli.models.draft_fit import Term, product_text
 from minitron_cli.models.draft_probe import Config, build, saved_tensors
 from minitron_cli.models.draft_trace import Call, examine_norm, is_norm, trace
 
-Role = Literal["", "norm", "query", "query_norm", "buffer"]
+Role = Literal["", "norm", "query", "query_norm", "router", "buffer"]
 
 
 @dataclass
