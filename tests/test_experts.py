@@ -113,6 +113,11 @@ def test_scores_match_the_formulas_streamed_too(
     shape = Checkpoint(checkpoint).shape
     seen = references(checkpoint, data)
     assert seen
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    outgoing = {}
+    for tap, layer in find_taps(shape, "experts"):
+        last = model.get_submodule(tap.module.format(layer=layer)).down_proj.detach()
+        outgoing[layer] = (last if family == "gpt_oss" else last.mT).norm(dim=-1)
     for layer, (gates, norms, neurons) in seen.items():
         counts = (norms > 0).flatten(0, 1).sum(0)
         reap = (gates * norms).flatten(0, 1).double().sum(0) / counts.clamp_min(1)
@@ -123,6 +128,12 @@ def test_scores_match_the_formulas_streamed_too(
             "experts.activation": norms.mean(1).square().sum(0).sqrt(),
             "expert_ffn": neurons.abs().mean(1).square().sum(0).sqrt(),
         }
+        leaving = outgoing[layer]
+        expected["expert_ffn.contribution"] = expected["expert_ffn"] * leaving
+        own = [neurons[..., expert, :][norms[..., expert] > 0].double() for expert in range(shape["experts"])]
+        expected["expert_ffn.fluctuation"] = leaving**2 * torch.stack(
+            [each.var(0, correction=0) if len(each) else torch.zeros(each.shape[-1]) for each in own]
+        )
         for name, values in expected.items():
             np.testing.assert_allclose(found[name][layer], values.numpy(), rtol=2e-4, atol=1e-7, err_msg=name)
     for layer in set(range(shape["layers"])) - seen.keys():

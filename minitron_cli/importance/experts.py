@@ -4,7 +4,8 @@ frequency    share of all tokens that the router sends an expert
 activation   L2 norm of what it puts out, over all tokens (0 where it is not asked), aggregated as other width scores
 reap         mean over its own tokens of router weight times that norm (REAP, arXiv 2510.13999)
 
-A neuron's activation is its value where its expert is asked, else 0.
+A neuron's activation is its value where its expert is asked, else 0. Weighted by what it leaves by, as in `weighted`:
+its contribution, and its fluctuation over the tokens that its expert was sent.
 """
 
 from __future__ import annotations
@@ -17,19 +18,26 @@ from torch import Tensor
 
 from minitron_cli.importance.layout import TOKENS, Array
 from minitron_cli.importance.statistics import SampleStatistic
-from minitron_cli.models.experts import Passed
+from minitron_cli.models.experts import Passed, outgoing_norms
 from minitron_cli.models.taps import PlacedTap
 from minitron_cli.shape import Shape
 
 COUNT, WEIGHTED, OUTPUT, NEURONS = "count", "weighted", "output", "neurons"
 """What is summed or aggregated over sequences: tokens, router weight times norm, norm, activations."""
 
+VALUES, SQUARES, NORMS = "values", "squares", "norms"
+"""Of neurons, where weighted scores are gathered: sums of values and of squares; norms of outgoing weights."""
+
 
 class ExpertScores:
     """Running statistics of every layer that has routed experts."""
 
-    def __init__(self, shape: Shape, taps: list[PlacedTap], batch_agg: str, seq_agg: str) -> None:
-        self.shape, self.seq_agg = shape, seq_agg
+    def __init__(
+        self, shape: Shape, taps: list[PlacedTap], batch_agg: str, seq_agg: str, *, weighted: bool = False
+    ) -> None:
+        self.shape, self.seq_agg, self.weighted = shape, seq_agg, weighted
+        # A factor on activations is squared by each variance.
+        self.power = 2.0 ** [batch_agg, seq_agg].count("var")
         self.layers = [placed.layer for placed in taps if placed.layer is not None]
         self.statistics: dict[tuple[str, int], SampleStatistic] = {}
         for layer in self.layers:
@@ -37,7 +45,12 @@ class ExpertScores:
             self.statistics[COUNT, layer] = SampleStatistic(experts, "mean")
             self.statistics[WEIGHTED, layer] = SampleStatistic(experts, "mean")
             self.statistics[OUTPUT, layer] = SampleStatistic(experts, batch_agg)
-            self.statistics[NEURONS, layer] = SampleStatistic(experts * shape["expert_ffn"], batch_agg)
+            kinds = {NEURONS: batch_agg}
+            if weighted:
+                # The running mean of a variance keeps signs, which sums of absolute values do not.
+                kinds |= {VALUES: "var", SQUARES: "mean", NORMS: "mean"}
+            for kind, aggregator in kinds.items():
+                self.statistics[kind, layer] = SampleStatistic(experts * shape["expert_ffn"], aggregator)
 
     def heard(self, placed: PlacedTap, tokens: int, passes: Iterator[Passed], batch: int) -> None:
         """Take in one pass of `batch` sequences through one layer's experts."""
@@ -45,8 +58,8 @@ class ExpertScores:
         seq, experts, width = tokens // batch, self.shape["experts"], self.shape["expert_ffn"]
         device = next(placed.module.parameters()).device
         sums = {kind: torch.zeros(batch, experts, device=device) for kind in (COUNT, WEIGHTED)}
-        output = _Sequences(torch.zeros(2, batch, experts, 1, device=device), seq, self.seq_agg)
-        neurons = _Sequences(torch.zeros(2, batch, experts, width, device=device), seq, self.seq_agg)
+        output = _Sequences(torch.zeros(3, batch, experts, 1, device=device), seq, self.seq_agg)
+        neurons = _Sequences(torch.zeros(3, batch, experts, width, device=device), seq, self.seq_agg)
         for each in passes:
             sample = each.tokens // seq
             norms = each.outputs.float().norm(dim=-1)
@@ -58,6 +71,13 @@ class ExpertScores:
             self.statistics[kind, placed.layer].add(total)
         self.statistics[OUTPUT, placed.layer].add(output.reduced())
         self.statistics[NEURONS, placed.layer].add(neurons.reduced())
+        if self.weighted:
+            _, squares, values = neurons.sums.flatten(2)
+            self.statistics[SQUARES, placed.layer].add(squares)
+            self.statistics[VALUES, placed.layer].add(values)
+            norms = self.statistics[NORMS, placed.layer]
+            if not norms.count:
+                norms.add(outgoing_norms(placed.module).view(1, -1))
 
     def scores(self) -> dict[str, Array]:
         """`experts` by REAP, `experts.frequency`, `experts.activation`, the counts of tokens, and `expert_ffn`."""
@@ -71,6 +91,19 @@ class ExpertScores:
             "experts.activation": output,
             TOKENS: count,
             "expert_ffn": neurons.reshape(*output.shape, -1),
+            **(self._weighted(count, neurons) if self.weighted else {}),
+        }
+
+    def _weighted(self, count: Array, neurons: Array) -> dict[str, Array]:
+        """Scores of neurons that look at what they leave by, from (layers, experts) tokens and their activations."""
+        norms, squares = self._by_layer(NORMS), self._by_layer(SQUARES)
+        samples = self.statistics[VALUES, self.layers[0]].count
+        tokens = np.maximum(count, 1).repeat(self.shape["expert_ffn"], axis=1)
+        variance = squares / tokens - (self._by_layer(VALUES) * samples / tokens) ** 2
+        shape = (*count.shape, -1)
+        return {
+            "expert_ffn.contribution": (neurons * norms**self.power).reshape(shape),
+            "expert_ffn.fluctuation": (np.maximum(variance, 0) * norms**2).reshape(shape),
         }
 
     def tokens(self) -> dict[int, list[int]]:
@@ -78,8 +111,8 @@ class ExpertScores:
         return {layer: self.statistics[COUNT, layer].first.long().tolist() for layer in self.layers}
 
     def _by_layer(self, kind: str) -> Array:
-        """(layers, units), sums or aggregates; 0 in layers without experts."""
-        whole = kind in (COUNT, WEIGHTED)
+        """(layers, units), sums (means of sequences for `VALUES`) or aggregates; 0 in layers without experts."""
+        whole = kind in (COUNT, WEIGHTED, VALUES, SQUARES)
         each = {layer: self.statistics[kind, layer] for layer in self.layers}
         found = {layer: statistic.first if whole else statistic.value() for layer, statistic in each.items()}
         nothing = torch.zeros_like(found[self.layers[0]])
@@ -87,27 +120,35 @@ class ExpertScores:
         return by_layer
 
 
+def accumulator_bytes(shape: Shape, batch: int, *, weighted: bool) -> int:
+    """Memory that the statistics of neurons take: fp64 for every layer, and fp32 sums of one batch."""
+    neurons = shape.sizes.get("experts", 0) * shape.sizes.get("expert_ffn", 0)
+    kinds = 4 if weighted else 1
+    return neurons * (len(shape.layers_with("experts")) * kinds * 2 * 8 + 3 * batch * 4)
+
+
 class _Sequences:
-    """Sums over the tokens of each sequence, (values and squares, batch, experts, channels); `kind` as aggregators."""
+    """Sums over the tokens of each sequence, (absolute values, squares, values; batch, experts, channels); `kind` as
+    aggregators."""
 
     def __init__(self, sums: Tensor, seq: int, kind: str) -> None:
         self.sums, self.seq, self.kind = sums, seq, kind
 
     def add(self, expert: int, sample: Tensor, values: Tensor) -> None:
         """Take in an expert's values, (n, channels), and the sequence of each."""
-        self.sums[0][:, expert].index_add_(0, sample, values if self.kind == "var" else values.abs())
-        self.sums[1][:, expert].index_add_(0, sample, values.square())
+        for total, part in zip(self.sums, (values.abs(), values.square(), values), strict=True):
+            total[:, expert].index_add_(0, sample, part)
 
     def reduced(self) -> Tensor:
         """As `reduce_sequence` over all tokens of a sequence: (batch, experts * channels)."""
-        plain, squares = self.sums.flatten(2)
+        plain, squares, values = self.sums.flatten(2)
         match self.kind:
             case "mean":
                 found: Tensor = plain / self.seq
             case "l2":
                 found = squares.sqrt()
             case _:
-                found = squares / self.seq - (plain / self.seq).square()
+                found = squares / self.seq - (values / self.seq).square()
         return found
 
 

@@ -43,7 +43,7 @@ class Gathered:
         weighted = "weighted" in further
         self.weighted = WeightedScores(shape, scored, config.batch_agg, config.seq_agg) if weighted else None
         self.nested = NestedScores(shape, nested, config.batch_agg, config.seq_agg)
-        self.experts = ExpertScores(shape, self.routed, config.batch_agg, config.seq_agg)
+        self.experts = ExpertScores(shape, self.routed, config.batch_agg, config.seq_agg, weighted=weighted)
         self.depth = DepthScores(shape["layers"])
         self.residual = ResidualStream(shape, norms, model.device, directions="directions" in further)
 

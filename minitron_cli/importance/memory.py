@@ -8,6 +8,7 @@ import torch
 
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.importance import ImportanceConfig
+from minitron_cli.importance.experts import accumulator_bytes
 from minitron_cli.importance.residual import collected
 from minitron_cli.models.streaming import weight_bytes
 from minitron_cli.runtime.memory import available_bytes, require_memory
@@ -36,12 +37,14 @@ class PassMemory:
         # A layer is read in the type on disk and converted: both exist for a moment.
         widest = max(shape["hidden"] * 6, shape.inner * 4)
         # The second moment of the stream in fp64, and one batch's in fp32.
-        moment = 12 * shape["hidden"] ** 2 if "directions" in collected(config, shape) else 0
+        further = collected(config, shape)
+        moment = 12 * shape["hidden"] ** 2 if "directions" in further else 0
+        experts = accumulator_bytes(shape, config.batch_size, weighted="weighted" in further)
         return cls(
             weights=sum(sizes.values()),
             frame=sizes[None],
             layer=2 * largest,
-            batch=config.batch_size * seq_len * widest * 4 + moment,
+            batch=config.batch_size * seq_len * widest * 4 + moment + experts,
             states=config.samples * seq_len * shape["hidden"] * dtype.itemsize,
             device=device,
         )

@@ -37,6 +37,7 @@ WORDS = {
     "bi": "block importance",
 }
 EXPERT_WORDS = {"reap": "REAP", "activation": "activation", "frequency": "routing frequency"}
+NEURONS = ("ffn", "shared_ffn", "expert_ffn")
 OPTIONS = {
     "task": "--depth-task",
     "block": "--depth block and --remove",
@@ -105,7 +106,7 @@ def _other_scores(directory: Path, stored: Mapping[str, Array], asked: WidthScor
         InputError: what was asked for was not gathered.
     """
     if asked == "auto":
-        return {"ffn": "fluctuation"} if "ffn.fluctuation" in stored else {}
+        return {axis: "fluctuation" for axis in NEURONS if f"{axis}.fluctuation" in stored}
     found: dict[str, str] = {name.partition(".")[0]: asked for name in stored if name.endswith(f".{asked}")}
     if asked != "activation" and not found:
         raise InputError(f"{directory} has no {asked} scores; run `minitron importance` with --collect weighted.")

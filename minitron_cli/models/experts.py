@@ -51,6 +51,12 @@ def listening_experts(taps: list[PlacedTap], heard: HeardExperts) -> Iterator[No
             placed.module.__dict__.pop("forward", None)
 
 
+def outgoing_norms(experts: Any) -> Tensor:
+    """Norm of the weights by which each neuron leaves its expert, (experts, expert_ffn) fp32."""
+    norms: Tensor = experts.down_proj.float().norm(dim=-1 if experts.is_transposed else -2)
+    return norms
+
+
 def _forward(placed: PlacedTap, heard: HeardExperts, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """The stock signature: (tokens, channels), chosen experts and their weights, (tokens, chosen) each."""
     output = torch.zeros_like(hidden)
