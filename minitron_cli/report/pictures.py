@@ -111,8 +111,8 @@ def _strip(row: Strip, left: float, right: float, y: float, height: float) -> li
     return parts
 
 
-def head_grid(title: str, scores: Array, gone: Sequence[int], group: int, width: int) -> Markup:
-    """Layers down, heads across, shaded by the share of the layer's strongest head; gaps between KV groups."""
+def head_grid(title: str, scores: Array, gone: Sequence[int], group: int, width: int, *, unit: str = "head") -> Markup:
+    """Layers down, heads (or other units) across, shaded by the share of the layer's strongest; gaps between groups."""
     layers, heads = scores.shape
     left, top = 44.0, 20.0
     gap = 4.0 if 1 < group < heads and scores.size <= SINGLE_CELLS else 0.0
@@ -128,20 +128,26 @@ def head_grid(title: str, scores: Array, gone: Sequence[int], group: int, width:
         parts.append(text(left - 8, top + layer * pitch + pitch / 2 + 4, layer, anchor="end", class_=class_))
     inner = (cell - min(2.0, cell / 6), pitch - min(3.0, pitch / 5))
     if scores.size <= SINGLE_CELLS:
-        parts += _cells(scores, shades, places, top, pitch, inner)
+        parts += _cells(scores, shades, places, top, pitch, inner, unit)
     else:
         parts.append(_merged_cells(shades, left, top, (places[-1] + cell - left) / heads, pitch))
     return chart(width, top + layers * pitch + 4, title, parts)
 
 
 def _cells(
-    scores: Array, shades: Levels, places: list[float], top: float, pitch: float, inner: tuple[float, float]
+    scores: Array,
+    shades: Levels,
+    places: list[float],
+    top: float,
+    pitch: float,
+    inner: tuple[float, float],
+    unit: str,
 ) -> list[Markup]:
     parts = []
     for (layer, head), score in np.ndenumerate(scores):
         share = score / max(float(scores[layer].max()), 1e-30)
         tip = el(
-            "title", f"layer {layer}, head {head}: {fixed(score, 2)}, {100 * share:.0f} % of the layer's strongest"
+            "title", f"layer {layer}, {unit} {head}: {fixed(score, 2)}, {100 * share:.0f} % of the layer's strongest"
         )
         x, y = places[head], top + layer * pitch
         parts.append(el("rect", tip, x=x, y=y, width=inner[0], height=inner[1], class_=f"h{shades[layer, head]}"))

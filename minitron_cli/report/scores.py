@@ -34,7 +34,8 @@ def importance(files: RunFiles) -> dict[str, Any] | None:
         figures.append(_bars(*BLOCK_IMPORTANCE, values, gone))
     for measure, title, caption in MEASURES:
         figures += _removals(files, measure, title, caption, gone)
-    figures += [figure for figure in (_neurons(files, gone), _hidden(files), _heads(files, gone)) if figure is not None]
+    widths = (_neurons(files, gone), _experts(files, gone), _hidden(files), _heads(files, gone))
+    figures += [figure for figure in widths if figure is not None]
     if not figures:
         return None
     result = files.result("importance")
@@ -77,14 +78,26 @@ def _kept(files: RunFiles, axis: str) -> float | None:
 
 
 def _neurons(files: RunFiles, gone: list[int]) -> dict[str, Any] | None:
-    name = next((name for name in ("ffn", "expert_ffn") if name in files.scores and files.scores[name].ndim >= 2), None)
+    name = next((name for name in ("expert_ffn", "ffn") if name in files.scores and files.scores[name].ndim >= 2), None)
     if name is None:
         return None
     scores = files.scores[name]
-    rows = [pictures.Strip(str(layer), values.reshape(-1), layer in gone) for layer, values in enumerate(scores)]
-    title = "FFN neurons, layer by layer"
+    # Layers of another kind have no such neurons.
+    own = [(layer, values.reshape(-1)) for layer, values in enumerate(scores) if values.any()]
+    rows = [pictures.Strip(str(layer), values, layer in gone) for layer, values in own]
+    title = "Neurons of experts, layer by layer" if name == "expert_ffn" else "FFN neurons, layer by layer"
     drawn = both(lambda width: pictures.strips(title, rows, _kept(files, name), width))
     caption = "each layer's neurons from strongest to weakest, as a share of the layer's 99th percentile"
+    return {"title": title, "chart": drawn, "caption": caption, "legend": True}
+
+
+def _experts(files: RunFiles, gone: list[int]) -> dict[str, Any] | None:
+    scores = files.scores.get("experts")
+    if scores is None or scores.ndim != 2:
+        return None
+    title = "Routed experts"
+    drawn = both(lambda width: pictures.head_grid(title, scores, gone, 1, width, unit="expert"))
+    caption = "layers down, experts across, by REAP as a share of the layer's strongest expert; pale rows have none"
     return {"title": title, "chart": drawn, "caption": caption, "legend": True}
 
 
