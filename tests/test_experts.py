@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import STEADY, make_model
+from helpers import STEADY, logits, make_model
 from helpers_chain import make_data
 from helpers_tokenizer import make_tokenizer
 from safetensors.numpy import load_file
@@ -18,13 +18,14 @@ from safetensors.torch import save_file as save_tensors
 from tiny import TINY
 from transformers import AutoModelForCausalLM
 
+from minitron_cli.checkpoint.inspect import inspect_checkpoint
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.distill import DistillConfig
 from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.distill.stage import run_distill
-from minitron_cli.errors import ConfigError, InputError
+from minitron_cli.errors import CheckpointError, ConfigError, InputError
 from minitron_cli.evaluate.stage import run_eval
 from minitron_cli.importance.stage import run_importance
 from minitron_cli.models.taps import find_taps
@@ -37,6 +38,7 @@ from minitron_cli.shape import Shape
 from minitron_cli.tokens import TokenDataset, batch_rows
 
 SAMPLES = 10
+IDS = torch.arange(3, 20)[None]
 FAMILIES = ("qwen3_moe", "gpt_oss", "deepseek_v3", "granitemoe", "phimoe")
 
 
@@ -252,3 +254,49 @@ def test_the_chain(checkpoints: dict[str, tuple[Path, Path]], tmp_path: Path) ->
     assert any(".experts." in name for name in changed) and any("gate.weight" in name for name in changed)
     assert not any("e_score_correction_bias" in name for name in changed)
     assert run_eval(EvalConfig(checkpoint=str(tmp_path / "student"), data=data, out=tmp_path / "eval")).perplexity > 0
+
+
+def packed(path: Path, family: str) -> tuple[str, int]:
+    """A checkpoint as it was published: experts in MXFP4 blocks, or FP8 matrices with scales; its parameters."""
+    source = make_model(path, family)
+    params = inspect_checkpoint(str(source))["params"]
+    tensors = load_tensors(path / "model.safetensors")
+    if family == "gpt_oss":
+        method = "mxfp4"
+        for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+            experts, rows, columns = tensors.pop(name).shape
+            tensors[f"{name}_blocks"] = torch.zeros(experts, columns, max(rows // 32, 1), 16, dtype=torch.uint8)
+            tensors[f"{name}_scales"] = torch.zeros(experts, columns, max(rows // 32, 1), dtype=torch.uint8)
+    else:
+        method = "fp8"
+        for name in [name for name in tensors if ".experts." in name]:
+            tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+            tensors[f"{name}_scale_inv"] = torch.ones(1, 1)
+    save_tensors(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": method}}))
+    return method, params
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "deepseek_v3"])
+def test_packed_experts_are_counted_and_not_cut(family: str, tmp_path: Path) -> None:
+    method, params = packed(tmp_path / "model", family)
+    found = inspect_checkpoint(str(tmp_path / "model"))
+    assert found["params"] == params and f"quantised ({method})" in found["notes"][0]
+    with pytest.raises(CheckpointError, match=rf"\({method}\).*take the bf16 checkpoint of the same model"):
+        run_prune(PruneConfig(checkpoint=str(tmp_path / "model"), experts=4, out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_multi_token_prediction_layers_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """DeepSeek stores them as layers past the last one."""
+    source = make_model(tmp_path / "source", "deepseek_v3", num_nextn_predict_layers=1)
+    plain = logits(source, IDS)
+    tensors = load_tensors(source / "model.safetensors")
+    further = {name.replace(".3.", ".4.", 1): value.clone() for name, value in tensors.items() if "layers.3." in name}
+    save_tensors({**tensors, **further}, source / "model.safetensors", metadata={"format": "pt"})
+    run_prune(PruneConfig(checkpoint=str(source), experts=10, layers=4, out=tmp_path / "out"))
+    assert "multi-token-prediction layers: the stock class does not load them" in capsys.readouterr().err
+    assert load_tensors(tmp_path / "out" / "model.safetensors").keys() == tensors.keys()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    assert torch.equal(logits(tmp_path / "out", IDS), plain)
