@@ -12,7 +12,7 @@ from typing import Any
 
 from minitron_cli.families import family_for
 from minitron_cli.families.expression import axes, parse, size
-from minitron_cli.families.schema import Family, Tensor, lookup
+from minitron_cli.families.schema import Divides, Family, Tensor, holds, lookup
 
 SHOWN = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab")
 """Axes every report shows, in this order, where the family has them."""
@@ -66,6 +66,16 @@ class Shape:
     def layers_with(self, axis: str) -> frozenset[int]:
         """The layers in which some tensor has units of the axis: all, or those of one kind."""
         return frozenset(self._layers_of.get(axis, ()))
+
+    @cached_property
+    def rules(self) -> tuple[Divides, ...]:
+        """The divisibility rules that hold for a model like this."""
+        config = self.family.with_defaults(self.config)
+        return tuple(
+            rule
+            for rule in self.family.divides
+            if not {rule.axis, rule.beside} & self.absent and all(holds(config, each) for each in rule.conditions)
+        )
 
     @property
     def layers_differ(self) -> bool:

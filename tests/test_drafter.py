@@ -25,7 +25,7 @@ from minitron_cli.families.expression import axes, parse, size
 from minitron_cli.families.schema import Family, Norm, Tensor
 from minitron_cli.models.draft import Draft, draft_family
 from minitron_cli.models.draft_fit import Term, fit, product_text
-from minitron_cli.models.draft_probe import cross_check, stock_values
+from minitron_cli.models.draft_probe import cross_check, differences, observe, stock_values
 from minitron_cli.models.draft_source import WIDTH, source
 
 UNPUBLISHED = {
@@ -34,6 +34,13 @@ UNPUBLISHED = {
     "falcon-one_norm": ("parallel_attn=False", "num_ln_in_parallel_attn="),
 }
 """Changes whose outcome the family need not declare."""
+
+TOGETHER: dict[str, tuple[dict[str, int], ...]] = {
+    "bamba": ({"mamba_n_heads": 8, "mamba_d_head": 12}, {"hidden_size": 96, "mamba_expand": 1}),
+    "falcon_h1": ({"mamba_n_heads": 24, "mamba_d_head": 5}, {"mamba_d_ssm": 240, "mamba_d_head": 20}),
+    "falcon_h1-no_norm": ({"mamba_n_heads": 24, "mamba_expand": 6}, {"hidden_size": 88, "mamba_d_head": 22}),
+}
+"""Numbers that the stock class accepts only in step."""
 
 UNDECLARED = {
     "model_type": "arcee", "vocab_size": 67, "hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 3,
@@ -52,7 +59,11 @@ def test_a_family_reproduces_every_change(name: str) -> None:
     values = stock_values(TINY[name])
     spelled = {key: other for other, key in family.spellings.items() if other in values}
     keys = {spelled.get(axis.key, axis.key) for axis in family.axes}
-    assert {key for key in keys if values.get(key) is not None} <= found.seen
+    seen = set(found.seen)
+    for numbers in TOGETHER.get(name, ()):
+        assert differences(family, observe({**values, **numbers})) == []
+        seen |= numbers.keys()
+    assert {key for key in keys if values.get(key) is not None} <= seen
 
 
 def swapped(family: Family, name: str, *dims: str) -> Family:

@@ -39,7 +39,7 @@ TINY: dict[str, dict[str, Any]] = {
         layers_block_type=["linear_attention", "moe", "full_attention", "moe"],
     ),
     "nemotron_h-moe_mlp": _of(
-        _BASE, hidden_size=40, **_MAMBA, n_routed_experts=5, num_experts_per_tok=2, moe_intermediate_size=24,
+        _BASE, hidden_size=40, **_MAMBA, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=24,
         moe_shared_expert_intermediate_size=34, norm_topk_prob=False,
         layers_block_type=["moe", "mlp", "full_attention", "linear_attention"],
     ),

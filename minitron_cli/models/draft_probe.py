@@ -18,6 +18,7 @@ from minitron_cli.errors import CheckpointError, FamilyError, ShapeError
 from minitron_cli.families.expression import parse, size
 from minitron_cli.families.schema import Family
 from minitron_cli.models.load import stock_config
+from minitron_cli.shape import Shape
 
 Config = Mapping[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -206,7 +207,7 @@ def cross_check(family: Family, config: Config) -> CrossCheck:
         CheckpointError: the stock class refuses the config.
     """
     found = probe(stock_values(config), lambda seen: _within(family, seen.config))
-    disagreements = tuple(line for seen in found.observations for line in _differences(family, seen))
+    disagreements = tuple(line for seen in found.observations for line in differences(family, seen))
     return CrossCheck(disagreements, found.seen, found.skipped)
 
 
@@ -214,7 +215,8 @@ def _within(family: Family, config: Config) -> bool:
     """Whether the family answers for a config, and its own rules allow the sizes."""
     try:
         sizes = family.sizes(config)
-        allowed = all(sizes[rule.axis] % _divisor(rule.divisor, sizes) == 0 for rule in family.divides)
+        rules = Shape(family, config, sizes).rules
+        allowed = all(sizes[rule.axis] % _divisor(rule.divisor, sizes) == 0 for rule in rules)
         coupled = all(sizes[axis] == size(parse(text), sizes) for axis, text in family.coupled.items())
         family.layer_tags(config, sizes["layers"])
     except (FamilyError, ShapeError, ZeroDivisionError):
@@ -226,7 +228,8 @@ def _divisor(text: str, sizes: Mapping[str, int]) -> int:
     return int(text) if text.isdigit() else size(parse(text), sizes)
 
 
-def _differences(family: Family, seen: Observation) -> list[str]:
+def differences(family: Family, seen: Observation) -> list[str]:
+    """Tensors that a family declares otherwise than the stock class builds them."""
     sizes = family.sizes(seen.config)
     declared = {name: family.tensor_shape(tensor, sizes) for name, tensor, _ in family.expected(seen.config)}
     where = f" with {seen.change}" if seen.change else ""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from minitron_cli.checkpoint.rotary import rope_types, turning
 from minitron_cli.errors import ShapeError
 from minitron_cli.families.expression import axes, parse, size
-from minitron_cli.families.schema import Axis, Family, formula, holds
+from minitron_cli.families.schema import Axis, Family, formula
 from minitron_cli.shape import Shape
 
 
@@ -106,10 +106,8 @@ def check_rules(shape: Shape, sizes: Mapping[str, int]) -> None:
     Raises:
         ShapeError: with the rule's source.
     """
-    family, config = shape.family, shape.family.with_defaults(shape.config)
-    for rule in family.divides:
-        if {rule.axis, rule.beside} & shape.absent or not all(holds(config, each) for each in rule.conditions):
-            continue
+    family = shape.family
+    for rule in shape.rules:
         divisor = size(parse(rule.divisor), sizes)
         if divisor and sizes[rule.axis] % divisor:
             raise ShapeError(
