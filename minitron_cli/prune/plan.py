@@ -20,6 +20,9 @@ from minitron_cli.prune.residual import require_readers, rescaling, tied_head, u
 from minitron_cli.prune.sizes import complete_target
 from minitron_cli.shape import Shape
 
+UNSPOKEN = ("group", "mamba_group", "linear_group", "vocab")
+"""Axes that follow from others, or never change: not told to people."""
+
 
 @dataclass(frozen=True)
 class PrunePlan:
@@ -200,7 +203,10 @@ def _kept_layers(shape: Shape, scores: Scores, target: Mapping[str, int], drop: 
     for tag, source in shape.family.required.items():
         having = _tagged(shape, tag)
         if having and not having & {*kept}:
-            raise ShapeError(f"At least one {tag.replace('_', ' ')} layer must stay, of {_listed(having)} ({source}).")
+            raise ShapeError(
+                f"--drop-layers would leave no {tag.replace('_', ' ')} layer (those are {_listed(having)}), and the "
+                f"stock class needs one ({source})."
+            )
     return kept
 
 
@@ -265,7 +271,9 @@ def planned_config(shape: Shape, plan: PrunePlan) -> dict[str, Any]:
 def describe(plan: PrunePlan) -> str:
     """The plan for a person: each axis before and after, layers dropped, parameters."""
     lines = []
-    shown = [name for name in plan.sizes_before if name not in ("group", "v_head_dim", "vocab")]
+    shown = [name for name, size in plan.sizes_before.items() if size and name not in UNSPOKEN]
+    if "head_dim" in shown:  # which that of values is
+        shown = [name for name in shown if name != "v_head_dim"]
     width = 2 + max(map(len, (*shown, "ranked by")))
     for name in shown:
         before, after = plan.sizes_before[name], plan.sizes[name]
