@@ -45,6 +45,10 @@ def steady_stream(model: torch.nn.Module) -> None:
     embeddings = model.get_input_embeddings().weight
     embeddings[:, STEADY] = 1.0
     for name, parameter in model.named_parameters():
+        if re.search(r"norm\.bias$", name):
+            # A LayerNorm takes the mean out, which may leave any sign: what it puts out is its bias alone.
+            model.get_submodule(name.removesuffix(".bias")).weight[STEADY] = 0
+            parameter[STEADY] = 1
         if re.search(r"\.(gate|router)\.weight$", name):
             parameter[:, STEADY] = 0
         if re.search(r"\.(o_proj|down_proj|out_proj|fc2_latent_proj)([._](weight|bias))?$", name):
