@@ -130,14 +130,10 @@ _LATENT: dict[str, Any] = _of(
 TINY |= {
     "mixtral": _of(_EXPERTS, num_local_experts=5, sliding_window=8),
     "qwen2_moe": _of(
-        _SPARSE, head_dim=None, hidden_size=96, shared_expert_intermediate_size=32, mlp_only_layers=[1],
-        use_sliding_window=True, sliding_window=8, max_window_layers=3,
-    ),
-    "qwen2_moe-renormalised": _of(
-        _SPARSE, shared_expert_intermediate_size=32, decoder_sparse_step=2, qkv_bias=False, norm_topk_prob=True
+        _SPARSE, shared_expert_intermediate_size=32, mlp_only_layers=[1], use_sliding_window=True, sliding_window=8,
+        max_window_layers=3,
     ),
     "qwen3_moe": _of(_SPARSE, decoder_sparse_step=2, mlp_only_layers=[], norm_topk_prob=True, attention_bias=True),
-    "qwen3_moe-windows": _of(_SPARSE, use_sliding_window=True, sliding_window=8, mlp_only_layers=[2]),
     "olmoe": _of(_EXPERTS, head_dim=None, hidden_size=96, num_experts=5, attention_bias=True),
     "olmoe-clipped": _of(
         _EXPERTS, head_dim=None, hidden_size=96, num_experts=5, attention_bias=True, norm_topk_prob=True, clip_qkv=2.0
