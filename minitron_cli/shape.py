@@ -78,6 +78,12 @@ class Shape:
         )
 
     @property
+    def unpadded(self) -> str:
+        """Why padding before a sequence changes what the stock class makes of it; "" where it does not."""
+        config = self.family.with_defaults(self.config)
+        return next((why for condition, why in self.family.unpadded.items() if holds(config, condition)), "")
+
+    @property
     def layers_differ(self) -> bool:
         """Whether layers are of several kinds, so that it matters to sizes which ones leave."""
         layers = self["layers"]

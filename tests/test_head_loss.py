@@ -26,6 +26,8 @@ NEXT = IDS.flatten()
 def tiny(family: str, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
     """A random model of a family in memory."""
     values = {**TINY, **{k: {"model_type": k.split("-")[0], **v} for k, v in VARIANTS.items()}}[family] | changes
+    # The product that runs experts by default knows no fp64.
+    values |= {"experts_implementation": "eager"}
     config = AutoConfig.for_model(values["model_type"], **{k: v for k, v in values.items() if k != "model_type"})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -101,7 +103,8 @@ def test_every_stock_head(family: str, taught: tuple[Lesson, torch.Tensor]) -> N
     result, found = chunked(model, "0.5*kl+0.25*ce", taught[0], temperature=1.5)
     assert list(result.terms.values()) == pytest.approx(sums.tolist(), rel=1e-9)
     assert result.total == pytest.approx(0.5 * float(sums[0]) + 0.25 * float(sums[1]), rel=1e-9)
-    same(found, expected)
+    # NemotronHForCausalLM: self.lm_head(hidden_states).float()
+    same(found, expected, **({"rtol": 1e-4, "atol": 1e-6} if family.startswith("nemotron_h") else {}))
 
 
 @pytest.mark.parametrize("spec", ["rkl", "jsd:0.3", "skl:0.1", "tv", "mse", "cosine", "topk:4", "ce", "kl+0.1*mse+ce"])

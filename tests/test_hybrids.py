@@ -10,21 +10,24 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_model
+from helpers_align import make_prompts
 from helpers_chain import make_data
 from helpers_tokenizer import make_tokenizer
 from safetensors.torch import load_file, save_file
 from tiny import TINY
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
+from minitron_cli.align.stage import plan_align
 from minitron_cli.checkpoint.inspect import inspect_checkpoint
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.surgery import new_config
+from minitron_cli.config.align import AlignConfig
 from minitron_cli.config.distill import DistillConfig
 from minitron_cli.config.importance import ImportanceConfig
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.config.search import SearchConfig
 from minitron_cli.distill.stage import run_distill
-from minitron_cli.errors import CheckpointError, ShapeError
+from minitron_cli.errors import CheckpointError, FamilyError, ShapeError
 from minitron_cli.importance.layout import CELLS, SCORES
 from minitron_cli.importance.nested import NestedScores
 from minitron_cli.importance.stage import run_importance
@@ -286,6 +289,18 @@ def test_from_scores_to_a_distilled_model(scored: dict[str, Path], tmp_path: Pat
     model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "student", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert sum(parameter.numel() for parameter in model.parameters()) == pruned.params_after < pruned.params_before
+
+
+def test_alignment_refuses_what_padding_changes(tmp_path: Path) -> None:
+    make_tokenizer(tmp_path / "biased")
+    make_model(tmp_path / "biased", "nemotron_h", vocab_size=len(load_tokenizer(tmp_path / "biased")))
+    prompts = make_prompts(tmp_path / "prompts.jsonl")
+    with pytest.raises(FamilyError, match="prompts of several lengths: the mixer's in_proj adds its bias to padding"):
+        plan_align(
+            AlignConfig(
+                policy=str(tmp_path / "biased"), prompts=prompts, reward="length:9", out=tmp_path / "x", steps=1
+            )
+        )  # fmt: skip
 
 
 def test_a_search_counts_the_layers_that_really_stay(scored: dict[str, Path], tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ NARROW: dict[str, dict[str, Any]] = {
 
 def tiny(family: str, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
     """A random model of a family in memory."""
-    values = {**TINY[family], **changes}
+    values = {**TINY[family], "experts_implementation": "eager", **changes}
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -281,12 +281,26 @@ def test_the_projection_keeps_lengths_and_is_reproducible() -> None:
 # --- places -----------------------------------------------------------------------------------------------------------
 
 
+def first_place(shape: Shape, stream: str) -> Place | None:
+    """Where a stream is in the first layer that has it; None where no layer does (a gate in the same projection)."""
+    for layer in range(shape["layers"]):
+        try:
+            tap_at(shape, Place(stream, layer))
+        except FamilyError:
+            continue
+        return Place(stream, layer)
+    return None
+
+
 @pytest.mark.parametrize("family", TINY)
 def test_every_family_says_where_its_states_are(family: str) -> None:
     """Widths as declared, and only the places asked for are listened to."""
     model = tiny(family)
     shape = shape_of(model)
-    places = [Place("embeddings", 0), *(Place(stream, 2) for stream in ("blocks", "mlp_inputs", *HEADS))]
+    found = {stream: first_place(shape, stream) for stream in ("mlp_inputs", *HEADS)}
+    inside = {stream: place for stream, place in found.items() if place is not None}
+    assert "mlp_inputs" in inside
+    places = [Place("embeddings", 0), Place("blocks", 2), *inside.values()]
     listener = Listener.at(model, shape, places)
     seen: list[int] = []
 
@@ -297,12 +311,13 @@ def test_every_family_says_where_its_states_are(family: str) -> None:
 
     _, states = listener.run(forward, 2)
     stock = forward(output_hidden_states=True).hidden_states
-    assert seen == [len(set(listener.taps.values())), 0] and seen[0] in (4, 6)
+    assert seen == [len(set(listener.taps.values())), 0] and 3 <= seen[0] <= 6
     torch.testing.assert_close(states[Place("embeddings", 0)], stock[0])
     torch.testing.assert_close(states[Place("blocks", 2)], stock[3])
-    heads = {"query": shape["heads"], "key": shape["kv_heads"], "value": shape["kv_heads"]}
-    assert all(states[Place(stream, 2)].shape == (2, 4, count * shape["head_dim"]) for stream, count in heads.items())
-    assert states[Place("mlp_inputs", 2)].shape == (2, 4, shape["hidden"])
+    for stream, axis in {"query": "heads", "key": "kv_heads", "value": "kv_heads"}.items():
+        if stream in inside:
+            assert states[inside[stream]].shape == (2, 4, shape[axis] * shape["head_dim"])
+    assert states[inside["mlp_inputs"]].shape == (2, 4, shape["hidden"])
     assert Listener().run(lambda: 3, 2) == (3, {})
 
 

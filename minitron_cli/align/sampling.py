@@ -131,7 +131,7 @@ class Sampler:
 
         logits, cache = next_logits(ids, real, None)
         if count > 1:
-            cache.batch_repeat_interleave(count)
+            cache.reorder_cache(torch.arange(len(ids), device=device).repeat_interleave(count))
             logits, ids, real = (each.repeat_interleave(count, 0) for each in (logits, ids, real))
         going = torch.arange(len(ids), device=device)  # rows that have not ended
         kept = going  # rows in the cache, some of which may have ended
@@ -144,7 +144,7 @@ class Sampler:
             if not len(going) or step + 1 == self.max_new_tokens:
                 break
             if 2 * len(going) <= len(kept):
-                cache.batch_select_indices(torch.searchsorted(kept, going))
+                cache.reorder_cache(torch.searchsorted(kept, going))
                 kept = going
             logits, cache = next_logits(ids[kept, -1:], real[kept], cache)
         return Responses(ids, real, start)

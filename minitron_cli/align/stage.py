@@ -29,7 +29,7 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.verify import check_contents, check_structure
 from minitron_cli.config.align import AlignConfig
 from minitron_cli.distill.logs import require_log
-from minitron_cli.errors import InputError, OutputError
+from minitron_cli.errors import FamilyError, InputError, OutputError
 from minitron_cli.manifest import fingerprint, require_disk
 from minitron_cli.models.load import context_length, load_model
 from minitron_cli.models.save import save_model
@@ -164,6 +164,9 @@ def _job(config: AlignConfig) -> Job:
     policy.require_unquantised()
     tokenizer = load_tokenizer(config.policy)
     teacher, words = _teacher(config, tokenizer), policy.shape["vocab"]
+    for each in (policy, teacher):
+        if each is not None and (why := each.shape.unpadded):
+            raise FamilyError(f"{each.path} cannot be sampled from in batches of prompts of several lengths: {why}.")
     inputs = {"policy": fingerprint(policy.path)}
     contexts = [context_length(dict(each.config)) for each in (policy, teacher) if each is not None]
     limits = [context - config.max_new_tokens for context in contexts if context is not None]

@@ -107,6 +107,7 @@ BAMBA = Family(
     # BambaConfig: kwargs["partial_rotary_factor"] = 0.5
     rotary=Rotary(fraction=0.5, fraction_key="partial_rotary_factor"),
     nested=mamba2.NESTED,
+    unpadded={"mamba_proj_bias": mamba2.UNPADDED},
     tied={"lm_head.weight": "model.embed_tokens.weight"},
     ignored=(r"model\.rotary_emb\.inv_freq",),
     cache={"full_attention": "kv_heads*(head_dim + v_head_dim)"},

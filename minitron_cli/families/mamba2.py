@@ -15,6 +15,7 @@ STATE = f"({CONV})*mamba_conv + {INNER}*mamba_state"
 # mamba2_chunk_scan: scores and decays of all pairs in a chunk, B and C of every head, the inner channels.
 SCAN = f"4*chunk*{HEADS} + 3*{HEADS}*mamba_state + 4*{INNER}"
 NESTED = ("mamba_head_dim", "mamba_group", "mamba_groups")
+UNPADDED = "the mixer's in_proj adds its bias to padding after apply_mask_to_padding_states, and conv1d reads that"
 DIVIDES = Divides("mamba_heads", "mamba_groups", "mamba2_chunk_scan: B.repeat_interleave(num_heads // num_groups)")
 
 

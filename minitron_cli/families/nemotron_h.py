@@ -143,6 +143,7 @@ NEMOTRON_H = Family(
     norm=Norm(eps_key="layer_norm_epsilon", eps=1e-5),
     modules=("backbone.", "model."),
     nested=mamba2.NESTED,
+    unpadded={"use_bias": mamba2.UNPADDED},
     dropped={r"mtp\..+": "multi-token-prediction layers: the stock class does not load them"},
     dropped_config={"num_nextn_predict_layers": 0},
     cache={"full_attention": "kv_heads*(head_dim + v_head_dim)"},

@@ -74,6 +74,7 @@ class Family:
     least           smallest sizes that the stock class can run
     chosen_key      config key of the routed experts that each token passes; their number where the class fixes it
     choosable       formula of the most that it can pass
+    unpadded        condition under which padding before a sequence changes what the stock class makes of it, to why
     embed_scale     axis whose square root multiplies the embeddings ("hidden" in Gemma)
     softcap_key     config key of the cap c in logits = c * tanh(logits / c)
     draft           tensors are explained (inspect works) and pruning is refused until the family is proven
@@ -112,6 +113,7 @@ class Family:
     least: tuple[Least, ...] = ()
     chosen_key: str | int = "num_experts_per_tok"
     choosable: str = "experts"
+    unpadded: Mapping[str, str] = field(default_factory=dict)
     embed_scale: str = ""
     softcap_key: str = ""
     draft: bool = False
