@@ -15,13 +15,13 @@ from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import read_config
 from minitron_cli.config.recipe import Recipe, load_recipe
 from minitron_cli.config.run import CompressConfig, RunConfig
-from minitron_cli.errors import OutputError
+from minitron_cli.errors import OutputError, UserError
 from minitron_cli.manifest import read_manifest, write_json
 from minitron_cli.runtime.progress import duration, say
 from minitron_cli.runtime.table import Table, plain
 from minitron_cli.shape import Shape
 
-RUN = "run.json"
+RUN, RECIPE = "run.json", "recipe.json"
 LABELS = {
     "teacher": "teacher",
     "corrected": "corrected",
@@ -191,7 +191,21 @@ class Chain:
     def run(self) -> RunResult:
         """All stages, then the report; a second run finds everything up to date."""
         began = time.monotonic()
+        new = not self.out.exists()
         self._claim()
+        try:
+            self._run_steps()
+        except UserError:
+            if new:  # the first stage refused its input: nothing stays behind
+                self._disclaim()
+            raise
+        self.result.models = [self._row(name, path) for name, path in self.models().items()]
+        self.result.student = self.product
+        self.result.seconds = round(time.monotonic() - began, 1)
+        self._report()
+        return self.result
+
+    def _run_steps(self) -> None:
         steps = self.steps()
         for number, (name, step) in enumerate(steps, 1):
             before = read_manifest(self.out / name)
@@ -201,11 +215,13 @@ class Chain:
             reused = before is not None and before == read_manifest(self.out / name)
             status = "up to date" if reused else "done"
             self.result.stages.append({"name": name, "status": status, "seconds": round(time.monotonic() - started, 2)})
-        self.result.models = [self._row(name, path) for name, path in self.models().items()]
-        self.result.student = self.product
-        self.result.seconds = round(time.monotonic() - began, 1)
-        self._report()
-        return self.result
+
+    def _disclaim(self) -> None:
+        """Remove the run's own files and its directory, unless a stage has left something there."""
+        if {item.name for item in self.out.iterdir()} <= {RUN, RECIPE}:
+            for name in (RUN, RECIPE):
+                (self.out / name).unlink(missing_ok=True)
+            self.out.rmdir()
 
     def _claim(self) -> None:
         """The run directory must be new, empty or a run."""
@@ -217,7 +233,7 @@ class Chain:
         self.out.mkdir(parents=True, exist_ok=True)
         if not (self.out / RUN).exists():
             write_json(self.out / RUN, self.result.to_json())
-        write_json(self.out / "recipe.json", self.recipe.to_json())
+        write_json(self.out / RECIPE, self.recipe.to_json())
 
     def _stage(self, name: str, out: str, number: int = 0, **wires: Any) -> Any:
         return self.recipe.stage(name, {**wires, "out": self.out / out, "force": self.force}, number)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers_chain import make_checkpoint, make_data
+from huggingface_hub import ModelCard
 
 from minitron_cli.checkpoint.card import card, evaluated, history_of
 from minitron_cli.config.distill import DistillConfig
@@ -104,6 +105,10 @@ def test_evaluation_and_consent(made: Path) -> None:
     text = (made / "student" / "README.md").read_text("utf-8")
     assert "| mmlu, acc | 0.5000 | 0.4000 |" in text and "| perplexity | 8.0000 | 9.0000 |" in text
     assert "stderr" not in text
+    found = ModelCard(text).data.eval_results  # the Hub's own reading
+    assert found is not None and [(each.dataset_type, each.metric_type, each.metric_value) for each in found] == [
+        ("mmlu", "acc", 0.4)
+    ]
     assert fingerprint(made / "student") == whole  # what reads the checkpoint is not out of date
     history = history_of(str(made / "student"))
     history["steps"][-1]["data"] = {"sources": ["web.jsonl"]}

@@ -144,10 +144,14 @@ def test_the_site_builds_without_a_broken_link(site: Path) -> None:
     assert (DOCS / "images" / "report.png").stat().st_size < 200_000
 
 
+class Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *words: object) -> None:
+        """Nothing on stderr."""
+
+
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
-    handler.log_message = lambda *words: None  # type: ignore[attr-defined]
+    handler = functools.partial(Silent, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

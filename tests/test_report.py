@@ -498,11 +498,16 @@ def test_the_output_of_one_stage(tmp_path: Path) -> None:
     manifest(run, "search", "search", {"count": "non-embedding", "importance": str(run / "importance")}, {}, 61.2)
     write(run / "search" / "plan.json", json.loads((run / "pruned" / "plan.json").read_text()))
     assert [name for name in page(run / "search").ids if name in SECTIONS] == [
+        "answer",
         "cuts",
         "search",
         "importance",
         "provenance",
     ]
+    reader = page(run / "search")
+    assert "builtin:tiny-py" not in reader.text  # nothing in these files names the checkpoint
+    assert "5L-112h-256f-4/2x32 (875,728 params, 60.7 % of all)." in reader.text
+    assert "Chosen of 34 shapes within the budget; loss right after the cut 4.445 nats per token, 3.221" in reader.text
     scores = [
         {"blimp": {"acc": value, "acc_stderr": 0.01, "samples": 9}, "blimp_x": {"acc": value}}
         for value in (0.6, 0.7, 0.8)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.recipe import load_recipe, shipped
 from minitron_cli.config.run import CompressConfig, RunConfig
-from minitron_cli.errors import ConfigError, OutputError
+from minitron_cli.errors import ConfigError, InputError, OutputError
 from minitron_cli.stages import compress_recipe, format_run, plan_recipe, run_compress, run_recipe
 
 TEXT = "the quick brown fox jumps over the lazy dog and then it rests below the tree.\n\n"
@@ -139,3 +139,11 @@ def test_compress_runs_the_chain(tmp_path: Path) -> None:
     teacher_row, student = result.models[0], result.models[-1]
     assert abs(student["params"] / teacher_row["params"] - 0.6) <= 0.031
     assert json.loads((tmp_path / "run" / "run.json").read_text())["student"].endswith("student")
+
+
+def test_a_wrong_source_leaves_nothing(tmp_path: Path) -> None:
+    teacher = make_checkpoint(tmp_path / "teacher")
+    config = CompressConfig(checkpoint=str(teacher), params="50%", data=("./nothing",), out=tmp_path / "deep" / "run")
+    with pytest.raises(InputError, match="does not exist"):
+        run_compress(config)
+    assert not (tmp_path / "deep" / "run").exists()

@@ -99,7 +99,7 @@ def card(title: str, directory: Path, history: Mapping[str, Any], evaluation: Ma
     base, steps = history["base"], history["steps"]
     shape = open_shape(directory)
     parts = [
-        _metadata(base, steps),
+        _metadata(base, steps, _results(title, evaluation)),
         f"# {title}\n\n{_summary(base, shape, steps)}",
         _sizes(base, shape),
         _steps(steps),
@@ -111,7 +111,22 @@ def card(title: str, directory: Path, history: Mapping[str, Any], evaluation: Ma
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _metadata(base: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> str:
+def _results(title: str, evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """What was measured, as the Hub's metadata has it (`model-index`): a result per task, a metric per number."""
+    results = []
+    for task, metrics in ((evaluation or {}).get("tasks") or {}).items():
+        found = [
+            {"type": metric, "value": round(value, 6)}
+            for metric, value in metrics.items()
+            if metric != "samples" and "_stderr" not in metric
+        ]
+        if found:
+            told = {"task": {"type": "text-generation"}, "dataset": {"name": task, "type": task}, "metrics": found}
+            results.append(told)
+    return [{"name": title, "results": results}] if results else []
+
+
+def _metadata(base: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> str:
     import yaml
 
     values: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
@@ -122,6 +137,7 @@ def _metadata(base: Mapping[str, Any], steps: Sequence[Mapping[str, Any]]) -> st
     values["tags"] = ["minitron", *dict.fromkeys(MADE[step["stage"]] for step in steps)]
     sets = [name for step in steps for name in step["data"].get("sources", []) if _is_hub_id(name)]
     values |= {"datasets": list(dict.fromkeys(sets))} if sets else {}
+    values |= {"model-index": list(results)} if results else {}
     return f"---\n{yaml.safe_dump(values, sort_keys=False)}---"
 
 

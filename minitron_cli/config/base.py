@@ -63,10 +63,10 @@ class StageConfig:
                 adapter = _adapter(type(self), field.name)  # type: ignore[arg-type]
                 value = adapter.validate_python(given)
             except ValidationError as error:
-                first = error.errors()[0]
+                found = error.errors()
                 where = field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
-                shown = first.get("input", given)
-                raise ConfigError(f"{where}: {first['msg']} (got {shown!r}).") from None
+                shown = found[0].get("input", given)
+                raise ConfigError(f"{where}: {_told(found)} (got {shown!r}).") from None
             object.__setattr__(self, field.name, value)
         self.check()
 
@@ -96,6 +96,15 @@ class StageConfig:
     def key(self) -> dict[str, Any]:
         """The part of the configuration that decides what the stage writes."""
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.metadata.get("keyed", True)}
+
+
+def _told(found: list[Any]) -> str:
+    """Pydantic's message; of a choice of types what each of them asks for."""
+    first, *others = dict.fromkeys(str(each["msg"]) for each in found)
+    if len(found) == 1 or any(each["loc"] == found[0]["loc"] for each in found[1:]):
+        return first
+    more = [message.removeprefix("Input should be ") for message in others]
+    return " or ".join([first.split(", unable")[0], *more])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,7 @@ def _open(name: str, weight: float | None, config: DataConfig) -> Source:
         return _text_source(name, stdlib.NAME, weight, identity, files, rule, "file", config)
     if not path.exists():
         if is_local(name) or name.endswith(_FILE_SUFFIXES) or name.count("/") > 1:
-            raise InputError(f"{name} does not exist.")
+            raise InputError(f"{name} does not exist; give a file, a directory, a Hub data set or python-stdlib.")
         rows = hub_rows(name, config.subset, config.hub_split, column.name)
         return _row_source(name, "hub", weight, digest(["hub", name]), 0, rows, column, rule)
     if path.is_dir():

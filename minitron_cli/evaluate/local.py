@@ -206,7 +206,10 @@ def find_files(data_dir: Path, leaves: Mapping[str, Mapping[str, Any]]) -> Local
         InputError: DIR does not exist, or holds none of a task's files; MMLU without all of its files.
     """
     if not data_dir.is_dir():
-        raise InputError(f"--data-dir {data_dir} is not a directory.")
+        raise InputError(
+            f"--data-dir {data_dir} is not a directory; give the folder that holds the tasks' files, "
+            "which docs/evaluating.md lists."
+        )
     local = LocalFiles()
     subjects = {str(config["dataset_name"]): None for config in leaves.values() if is_mmlu(config)}
     if subjects:

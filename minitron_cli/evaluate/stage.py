@@ -97,10 +97,10 @@ def run_eval(config: EvalConfig) -> EvalResult:
     if output.result is not None:
         say(f"{out} is up to date.")
         return EvalResult(**output.result)
-    if config.out is None:
-        say(f"Results are kept in {out}; the same command continues after a stop. --out DIR chooses another place.")
     began = time.monotonic()
     tasks = build_tasks(config.tasks, num_fewshot=config.num_fewshot, local=inputs.local)
+    if config.out is None:
+        say(f"Results are kept in {out}; the same command continues after a stop. --out DIR chooses another place.")
     with output:
         found = []
         for number, model in enumerate(inputs.models):

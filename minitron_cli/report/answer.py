@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minitron_cli.drawing.format import NONE, count, fixed, number, percent, ratio, signed
-from minitron_cli.report.gather import Model, RunFiles
+from minitron_cli.report.gather import Model, RunFiles, table
 from minitron_cli.report.speed import speed_sentence
 from minitron_cli.report.tasks import kept_sentence, task_roots
 from minitron_cli.runtime.progress import duration
@@ -22,7 +22,7 @@ def answer(files: RunFiles) -> dict[str, Any] | None:
     """What the first section shows, or None for a run that has not reached any model."""
     teacher, student = files.model("teacher"), the_student(files)
     if not files.models:
-        return None
+        return _chosen(files)
     roots = task_roots(files)
     shown = roots[:TASK_COLUMNS] if len(roots) > TASK_COLUMNS else roots
     return {
@@ -34,6 +34,25 @@ def answer(files: RunFiles) -> dict[str, Any] | None:
         "rows": [_row(model, teacher, shown) for model in files.models],
         "note": _note(files),
     }
+
+
+def _chosen(files: RunFiles) -> dict[str, Any] | None:
+    """Of a search by itself: the shape it chose, and against how many."""
+    best = table((files.search or {}).get("chosen"))
+    if not best:
+        return None
+    plan = files.plan or {}
+    parts = headline(files, None, None)
+    parts |= {"student": str(best.get("name")), "student_params": count(best.get("params"))}
+    before, after = plan.get("params_before"), plan.get("params_after")
+    if number(before):
+        parts |= {"teacher_params": count(before), "share": f"{percent(after, before)} of all"}
+    loss, trained = best.get("loss_zero_shot"), best.get("loss_retrained")
+    fitting = f"Chosen of {count((files.search or {}).get('feasible'))} shapes within the budget"
+    what = f"{fixed(trained)} after a short distillation" if number(trained) is not None else "not distilled yet"
+    found = [f"{fitting}; loss right after the cut {fixed(loss)} nats per token, {what}."]
+    nothing: dict[str, Any] = {"teacher": None, "student": None, "columns": [], "rows": [], "note": ""}
+    return {**nothing, "headline": parts, "findings": found}
 
 
 def the_student(files: RunFiles) -> Model | None:

@@ -20,8 +20,8 @@ Sizes = Mapping[str, float]
 HEIGHT = 400.0
 """Of all layers together, about."""
 
-HEADS_DRAWN = 48
-"""Query heads up to this number are drawn apart."""
+APART, QUIET = 5.0, 16.0
+"""Heads narrower than the first are not drawn apart; rows lower than the second have outlines without a line."""
 
 GAP = 10.0
 
@@ -90,7 +90,7 @@ def _layers(column: Column, layers: int, kept: Sequence[int], before: Sizes, siz
     for layer in range(layers):
         y = column.top + (layers - 1 - layer) * column.pitch
         there = layer in kept
-        if layer % every == 0 or not there:
+        if layer % every == 0:
             name = text(column.left - 6, y + full / 2 + 4, layer, anchor="end", class_=None if there else "gone")
             parts.append(name)
         split = column.left + attention_width(before) * unit
@@ -99,7 +99,8 @@ def _layers(column: Column, layers: int, kept: Sequence[int], before: Sizes, siz
         for (x, was), now, kind in zip(old, new, ("attention", "mlp"), strict=True):
             tip = el("title", f"layer {layer}, {kind}{'' if there else ': removed'}")
             if not there or now < was - 0.5 or high < full - 0.5:
-                parts.append(el("rect", tip, x=x, y=y, width=was, height=full, class_="outline"))
+                outline = "outline quiet" if column.pitch < QUIET else "outline"
+                parts.append(el("rect", tip, x=x, y=y, width=was, height=full, class_=outline))
             if there:
                 parts.append(el("rect", tip, x=x, y=y + full - high, width=now, height=high, class_=kind))
         if there and column.pitch >= 8:
@@ -108,15 +109,17 @@ def _layers(column: Column, layers: int, kept: Sequence[int], before: Sizes, siz
 
 
 def _heads(left: float, y: float, width: float, height: float, sizes: Sizes) -> list[Markup]:
-    """Lines between the query heads of a block; stronger ones where another KV head begins."""
+    """Lines between the query heads of a block, stronger ones where another KV head begins; between groups of heads
+    alone where single ones would be too narrow.
+    """
     heads = int(sizes.get("heads", 0))
-    if not 1 < heads <= HEADS_DRAWN:
-        return []
-    group = max(1, heads // int(sizes.get("kv_heads", heads) or heads))
-    places = ((head, left + width * head / heads) for head in range(1, heads))
+    groups = int(sizes.get("kv_heads", heads) or heads)
+    drawn = heads if heads and width / heads >= APART else groups if groups and width / groups >= APART else 0
+    every = max(1, drawn // groups) if groups else 1
+    places = ((place, left + width * place / drawn) for place in range(1, drawn))
     return [
-        el("line", x1=x, x2=x, y1=y, y2=y + height, class_="between" if head % group == 0 else "between thin")
-        for head, x in places
+        el("line", x1=x, x2=x, y1=y, y2=y + height, class_="between" if place % every == 0 else "between thin")
+        for place, x in places
     ]
 
 
