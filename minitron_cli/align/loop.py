@@ -60,7 +60,7 @@ class Run:
         """
         saved = self.checkpoints.newest()
         if saved is not None:
-            tensors, values = saved
+            tensors, values = dict(saved[0]), saved[1]
             self.yardstick.before = tensors.pop("reference.rewards")
             if self.config.moving_anchor:
                 self.cast.restore_anchor(tensors)

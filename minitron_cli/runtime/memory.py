@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 from pathlib import Path
@@ -40,7 +41,25 @@ def available_bytes(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(int(psutil.virtual_memory().available), _cgroup_available())
+    # Processes of one torchrun share a machine's memory.
+    return min(int(psutil.virtual_memory().available), _cgroup_available()) // local_processes()
+
+
+def total_bytes(device: torch.device) -> int:
+    """Memory of the device, or of a process's share of the machine."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total) // local_processes()
+
+
+def local_processes() -> int:
+    """How many processes torchrun started on this machine."""
+    try:
+        return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    except ValueError:
+        return 1
 
 
 def _cgroup_available() -> int:
