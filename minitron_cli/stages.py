@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minitron_cli.checkpoint.card import evaluated
 from minitron_cli.checkpoint.hub import resolve
@@ -21,6 +21,9 @@ from minitron_cli.runtime.progress import duration, say
 from minitron_cli.runtime.table import Table, plain
 from minitron_cli.shape import Shape
 
+if TYPE_CHECKING:
+    from minitron_cli.runtime.group import Group
+
 RUN = "run.json"
 LABELS = {
     "teacher": "teacher",
@@ -31,6 +34,8 @@ LABELS = {
     "cross-entropy": "cross-entropy",
     "scratch": "from scratch",
 }
+TOGETHER = ("corrected", "importance", "student", "cross-entropy", "scratch")
+"""Stages that all processes of a torchrun run together; process 0 runs the others while the rest wait."""
 BASELINES = {"cross-entropy": {"loss": "ce"}, "scratch": {"loss": "ce", "init": "random"}}
 
 
@@ -189,23 +194,39 @@ class Chain:
         return models.get("aligned", models.get("student", self.student(self.last)))
 
     def run(self) -> RunResult:
-        """All stages, then the report; a second run finds everything up to date."""
+        """All stages, then the report; a second run finds everything up to date.
+
+        Under torchrun every process runs the chain; process 0 alone writes and has the result.
+        """
+        from minitron_cli.runtime.group import process_group
+
+        with process_group() as group:
+            self._run(group)
+        return self.result
+
+    def _run(self, group: Group) -> None:
         began = time.monotonic()
-        self._claim()
+        group.alone(self._claim)
         steps = self.steps()
         for number, (name, step) in enumerate(steps, 1):
             before = read_manifest(self.out / name)
             say(f"[{number}/{len(steps)}] {name}")
             started = time.monotonic()
-            step()
+            if name.endswith(TOGETHER):
+                step()
+            else:
+                group.alone(step)
             reused = before is not None and before == read_manifest(self.out / name)
             status = "up to date" if reused else "done"
             self.result.stages.append({"name": name, "status": status, "seconds": round(time.monotonic() - started, 2)})
+        group.alone(lambda: self._conclude(time.monotonic() - began))
+
+    def _conclude(self, seconds: float) -> None:
+        """Compare the models and write the report."""
         self.result.models = [self._row(name, path) for name, path in self.models().items()]
         self.result.student = self.product
-        self.result.seconds = round(time.monotonic() - began, 1)
+        self.result.seconds = round(seconds, 1)
         self._report()
-        return self.result
 
     def _claim(self) -> None:
         """The run directory must be new, empty or a run."""

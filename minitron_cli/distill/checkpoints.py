@@ -1,7 +1,7 @@
 """The last checkpoints of a run: there is a whole one from the first save on, whatever happens to the newest.
 
-One process writes a file, `state.step-NNNNNNNNN.safetensors`; several write a directory of that name without the ending,
-each its own parts, with torch.distributed.checkpoint in its safetensors format. Any number of processes reads either.
+One process writes a file, `state.step-NNNNNNNNN.safetensors`; several write a directory of that name without the
+ending, each its own parts, with torch.distributed.checkpoint in its safetensors format. Any number reads either.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -136,6 +137,9 @@ class _File(Saved):
     def __init__(self, path: Path) -> None:
         self._file: Any = safe_open(path, framework="pt")
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._file.keys()  # noqa: SIM118 (not a dict)
+
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._file.get_tensor(name)  # type: ignore[no-any-return]
 
@@ -155,6 +159,9 @@ class _Parts(Saved):
         self.path = path
         self._known = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._known
+
     def __getitem__(self, name: str) -> torch.Tensor:
         known: Any = self._known[name]
         tensor = torch.empty(known.size, dtype=known.properties.dtype)
@@ -173,7 +180,9 @@ class _Parts(Saved):
         from torch.distributed.checkpoint.state_dict_loader import load
 
         reader = HuggingFaceStorageReader(str(self.path))
-        load(targets, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+        with warnings.catch_warnings():  # it says that there is one process
+            warnings.simplefilter("ignore", UserWarning)
+            load(targets, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
 
 
 @torch.no_grad()

@@ -50,13 +50,15 @@ class Learner:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         decayed = {name: p for name, p in named if p.ndim >= 2}
         free = {name: p for name, p in named if p.ndim < 2}
-        self.others = [p for p in (others or {}).values() if p is not None]
-        free |= {name: p for name, p in (others or {}).items() if p is not None}
-        self.parameters = {**decayed, **free}
+        beside = {name: p for name, p in (others or {}).items() if p is not None}
+        self.parameters = {**decayed, **free, **beside}
         groups = [
             {"params": list(decayed.values()), "weight_decay": config.weight_decay},
             {"params": list(free.values()), "weight_decay": 0.0},
         ]
+        if beside:  # not split, so not with those that are
+            groups.append({"params": list(beside.values()), "weight_decay": 0.0})
+        self.beside = list(beside.values())
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=self.device.type in ("cpu", "cuda")
         )
@@ -95,7 +97,7 @@ class Learner:
         """Make the gradient no longer than allowed; returns its norm before."""
         if self.group.size == 1:
             return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.optimizing.clip))
-        for parameter in self.others:  # split ones were summed over all processes on the way
+        for parameter in self.beside:  # split ones were summed over all processes on the way
             if parameter.grad is not None:
                 parameter.grad.copy_(self.group.total(parameter.grad.cpu()))
         return clip_gradients(self.parameters.values(), self.optimizing.clip, self.group)

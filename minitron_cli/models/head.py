@@ -167,7 +167,7 @@ class Projection:
         return self._sums[parameter]
 
     def reduce(self) -> None:
-        """Add what split parameters have gathered to their parts. In every process, whoever had tokens to learn from."""
+        """Add what split parameters have gathered to their parts; in every process, whether it had tokens or not."""
         for parameter in (self.weight, self.bias):
             if parameter is not None and parameter.requires_grad and is_split(parameter):
                 add_gradient(parameter, self._gradient_of(parameter))

@@ -24,8 +24,8 @@ from minitron_cli.runtime.group import Group
 def save_model(model: Any, source: Checkpoint, directory: Path, group: Group | None = None) -> None:
     """Save weights in the source's dtype, with its config.json and tokenizer.
 
-    The model's own weights are left rounded to that dtype, so that what is measured next is what was written. Of a split
-    model every process must call it; process 0 writes, and none holds more than one layer, or one tensor outside.
+    The model's own weights are left rounded to that dtype, so that what is measured next is what was written. Of a
+    split model every process must call it; process 0 writes, and none holds more than a layer, or a tensor outside.
     """
     dtype, group = storage_dtype(source), group or Group()
     with torch.no_grad():

@@ -28,8 +28,8 @@ from minitron_cli.shape import Shape
 class Sharding:
     """How a model is spread: split into `parts`, each held by `group.size / parts` processes.
 
-    `dtype`: what layers compute in; weights that are trained stay fp32 and are gathered in it. `keep_gathered`: until the
-    backward pass. `offload`: the parts lie in main memory.
+    `dtype`: what layers compute in; weights that are trained stay fp32 and are gathered in it. `keep_gathered`: until
+    the backward pass. `offload`: the parts lie in main memory.
     """
 
     group: Group

@@ -1,8 +1,8 @@
-"""The processes of one `torchrun`: who am I, sums over all of us, and how we end together. Without torchrun there is one.
+"""The processes of one `torchrun`: who am I, sums over all of us, and how we end together. Without it there is one.
 
 Every process runs the same program and meets the others in collectives. A process that fails leaves; the others notice
-when the next collective fails, or are told to stop by torchrun, which watches all of them. Whoever leaves first says why
-(`_Ending`), so that one sentence is read, not one per process.
+when the next collective fails, or are told to stop by torchrun, which watches all of them. Whoever leaves first says
+why (`_Ending`), so that one sentence is read, not one per process.
 """
 
 from __future__ import annotations
@@ -196,8 +196,12 @@ def _leave(error: BaseException, ending: _Ending) -> None:
     """
     if isinstance(error, SystemExit):
         return
-    if not ending.first():
+    # A signal comes to all processes; process 0 tells it.
+    signalled = not isinstance(error, Exception)
+    if (signalled and not _group.main) or not ending.first():
         raise SystemExit(error.exit_code if isinstance(error, MinitronError) else 1) from None
+    if isinstance(error, MinitronError):
+        error.for_all = True
     if _is_loss(error):
         raise RunError(
             "Another process of this run was lost (killed, out of memory, or its machine is gone), so all stop; "
