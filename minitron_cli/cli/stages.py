@@ -14,6 +14,7 @@ from minitron_cli.config.correct import CorrectConfig
 from minitron_cli.config.distill import DistillConfig
 from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.config.importance import ImportanceConfig
+from minitron_cli.config.plan import PlanConfig
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.config.report import ReportConfig
 from minitron_cli.config.run import CompressConfig, RunConfig
@@ -193,6 +194,18 @@ def _show_run_plan(plan: dict[str, Any]) -> str:
     return f"stages: {' -> '.join(plan['stages'])}\nout: {plan['out']}\n\n{recipe}"
 
 
+def _forecast(config: PlanConfig) -> Any:
+    from minitron_cli.forecast.stage import run_plan
+
+    return run_plan(config)
+
+
+def _show_forecast(plan: dict[str, Any]) -> str:
+    from minitron_cli.forecast.table import format_plan
+
+    return format_plan(plan)
+
+
 def _compress(config: CompressConfig) -> Any:
     from minitron_cli.stages import run_compress
 
@@ -234,4 +247,5 @@ def register(app: typer.Typer) -> None:
     add_stage(app, "bench", BenchConfig, _bench, _show_bench)
     add_stage(app, "compress", CompressConfig, _compress, _show_run, dry_run=(_plan_compress, _show_run_plan))
     add_stage(app, "run", RunConfig, _run, _show_run, dry_run=(_plan_run, _show_run_plan))
+    add_stage(app, "plan", PlanConfig, _forecast, _show_forecast)
     add_stage(app, "report", ReportConfig, _report, lambda result: f"{result['out']}: open it in a browser")

@@ -67,13 +67,14 @@ class Case:
         student, teacher, size = self.student, self.teacher, self.dtype.itemsize
         layers, words = student["layers"], student["vocab"] * student["hidden"]
         layer = student.params_non_embedding // layers
-        held = size * layer * (layers if self.spread.keep_gathered else 2)
+        held = size * layer * layers if self.spread.keep_gathered else 0
         other = 0
         if teacher is not None and self.spread.teacher > 1:
             other = size * max(
                 2 * teacher.params_non_embedding // teacher["layers"], teacher["vocab"] * teacher["hidden"]
             )
-        return max(held + (size + 4) * layer, (size + 8) * words + other, 8 * words - kept)
+        in_layer, in_head = max(held, 2 * size * layer) + (size + 4) * layer, held + (size + 8) * words + other
+        return max(in_layer, in_head, 8 * words - kept)
 
     def _kept(self, student: Shape) -> int:
         """Elements per token that autograd keeps: of all layers, or of one and every layer's input."""
@@ -81,6 +82,11 @@ class Case:
         if self.config.checkpoint_activations:
             return layers * student["hidden"] + kept_per_token(student)
         return layers * kept_per_token(student)
+
+    def fitting(self, free: int) -> int | None:
+        """The most sequences per forward pass that so many bytes hold, at most a process's share of a step."""
+        share = self.spread.share(self.config.batch_size)
+        return next((n for n in divisors(share) if sum(self.memory(n).values()) <= SHARE * free), None)
 
     def micro_batch(self, before: int | None = None) -> int:
         """Sequences per forward pass: as asked for, else `before` (a resumed run's), else the most that fits.
@@ -100,8 +106,7 @@ class Case:
                 return before
             say("There is less memory than before: the result will equal an undisturbed run's up to rounding only.")
         if chosen is None:
-            fitting = (n for n in divisors(batch) if sum(self.memory(n).values()) <= SHARE * free)
-            chosen = next(fitting, 1)
+            chosen = self.fitting(free) or 1
         smaller = "" if chosen == 1 else "a smaller --micro-batch (the batch stays the same), "
         again = "" if self.config.checkpoint_activations else "--checkpoint-activations, "
         advice = f"try {smaller}{again}a smaller student or teacher, or a device with more memory"

@@ -69,11 +69,11 @@ def make_plan(case: Case, steps: int, sequences: int | None, micro_batch: int) -
 
 def step_flops(case: Case) -> int:
     """Of one optimizer step's matrix products: forward, twice that backward, again forward where activations are made
-    anew; the teacher's forward. Attention over the context is left out.
+    anew; the teacher's forward. A token sees half of its sequence on average.
     """
-    passes = 4 if case.config.checkpoint_activations else 3
-    per_token = passes * case.student.flops_per_token()
-    per_token += case.teacher.flops_per_token() if case.teacher else 0
+    passes, seen = 4 if case.config.checkpoint_activations else 3, case.seq_len // 2
+    per_token = passes * case.student.flops_per_token(seen)
+    per_token += case.teacher.flops_per_token(seen) if case.teacher else 0
     return case.config.batch_size * case.seq_len * per_token
 
 

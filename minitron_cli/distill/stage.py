@@ -203,7 +203,7 @@ def _job(config: DistillConfig, trained: str) -> Job:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     inputs = {trained: fingerprint(student.path), **corpus.inputs}
-    steps = config.steps or max(1, round((config.tokens or 0) / (config.batch_size * source.seq_len)))
+    steps = steps_of(config, source.seq_len)
     taught = plan_teacher(config, teacher, student.shape["vocab"], corpus.dataset, inputs["data"], steps, dtype)
     if taught is not None:
         inputs["teacher"] = taught.identity
@@ -212,6 +212,11 @@ def _job(config: DistillConfig, trained: str) -> Job:
     spread = Spread.of(config, processes(), student.shape, held, dtype, total_bytes(device))
     case = Case(student.shape, held, config, source.seq_len, device, dtype, states, spread)
     return Job(config, student, taught, corpus, inputs, case, steps)
+
+
+def steps_of(config: TrainingConfig, seq_len: int) -> int:
+    """Optimizer steps, as asked for or as tokens need."""
+    return config.steps or max(1, round((config.tokens or 0) / (config.batch_size * seq_len)))
 
 
 def require_data_fits(name: str, checkpoint: Checkpoint, source: Source) -> None:
