@@ -14,6 +14,7 @@ import typer
 
 from minitron_cli.errors import MinitronError, is_disk_full
 from minitron_cli.runtime.table import Shown, put
+from minitron_cli.runtime.launch import rank
 
 LAST_SECONDS = 20.0
 """How long a process that has nothing to say waits for the one that has."""
@@ -80,7 +81,7 @@ def execute(body: Callable[[], Any], *, quiet: bool, as_json: bool, show: Callab
 
 def _speaks() -> bool:
     """Whether this is the process that prints: the only one, or the first that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
 
 
 def _leave_last(code: int) -> NoReturn:

@@ -31,7 +31,8 @@ from minitron_cli.models.load import context_length, load_model, new_model, own_
 from minitron_cli.models.save import save_model
 from minitron_cli.models.shard import Sharding
 from minitron_cli.runtime.device import pick_device, pick_dtype
-from minitron_cli.runtime.group import Group, process_group, processes
+from minitron_cli.runtime.group import Group, process_group
+from minitron_cli.runtime.launch import processes
 from minitron_cli.runtime.memory import peak_rss_bytes, total_bytes
 from minitron_cli.runtime.progress import say
 from minitron_cli.tokens import Source

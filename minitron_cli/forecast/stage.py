@@ -213,7 +213,7 @@ class _Plan:
         trained = schedule.student_tokens if config.finalists else 0
         taught = schedule.teacher_tokens([1] * len(schedule.ends)) if config.finalists else 0
         flops = (zero_shot + 3 * trained) * each + taught * _forward(uncut, self.seq_len)
-        return self._passes(f"{where}search", largest, zero_shot + trained, flops, 1)
+        return self._passes(f"{where}search", largest, zero_shot + trained, flops, self.devices)
 
     def _cut(self, number: int, shape: Shape) -> Shape:
         config = self.recipe.stage("prune", {"checkpoint": "wired", "out": WIRE, "data": WIRE}, number)

@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from minitron_cli.errors import ConfigError, MinitronError, RunError
+from minitron_cli.errors import MinitronError, RunError
+from minitron_cli.runtime.launch import processes
 from minitron_cli.runtime.progress import set_quiet
 
 T = TypeVar("T")
@@ -132,24 +133,6 @@ class _Ending:
 _group = Group()
 _ending: _Ending | None = None
 _errands = itertools.count()
-
-
-def processes() -> int:
-    """How many processes torchrun started, this one among them."""
-    try:
-        return max(1, int(os.environ.get("WORLD_SIZE", "1")))
-    except ValueError:
-        return 1
-
-
-def refuse_processes(command: str) -> None:
-    """For what one process does.
-
-    Raises:
-        ConfigError: torchrun started several.
-    """
-    if processes() > 1 and _group.size == 1:
-        raise ConfigError(f"`minitron {command}` runs in one process; start it without torchrun.")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import resource
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from minitron_cli.errors import ResourceError
+from minitron_cli.runtime.launch import local_processes
 
 if TYPE_CHECKING:
     import torch
@@ -52,14 +52,6 @@ def total_bytes(device: torch.device) -> int:
 
         return int(torch.cuda.get_device_properties(device).total_memory)
     return int(psutil.virtual_memory().total) // local_processes()
-
-
-def local_processes() -> int:
-    """How many processes torchrun started on this machine."""
-    try:
-        return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    except ValueError:
-        return 1
 
 
 def _cgroup_available() -> int:
