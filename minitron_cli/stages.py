@@ -34,7 +34,7 @@ LABELS = {
     "cross-entropy": "cross-entropy",
     "scratch": "from scratch",
 }
-TOGETHER = ("corrected", "importance", "search", "student", "cross-entropy", "scratch")
+TOGETHER = ("corrected", "importance", "search", "student", "aligned", "cross-entropy", "scratch")
 """Stages that all processes of a torchrun run together; process 0 runs the others while the rest wait."""
 BASELINES = {"cross-entropy": {"loss": "ce"}, "scratch": {"loss": "ce", "init": "random"}}
 

@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers_align import make_place
+from helpers_align import options as align_options
 from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
+from minitron_cli.align.stage import run_align
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.distill import DistillConfig
+from minitron_cli.config.search import SearchConfig
 from minitron_cli.distill.checkpoints import Checkpoints
 from minitron_cli.distill.intermediate import Matching
 from minitron_cli.distill.stage import run_distill
@@ -31,6 +35,7 @@ from minitron_cli.models.save import save_model
 from minitron_cli.models.shard import Sharding
 from minitron_cli.models.split import is_split, part_of, whole
 from minitron_cli.runtime.group import Group, process_group
+from minitron_cli.search.stage import run_search
 from minitron_cli.tokens import Sequences, TokenDataset
 
 CPU = torch.device("cpu")
@@ -47,6 +52,8 @@ CASES: dict[str, dict[str, Any]] = {
     "tied-bf16": {"dtype": torch.bfloat16, "tolerance": 2e-2},
 }
 """By the name of a student's directory and what is special: how it is spread, and options."""
+ALIGNED: dict[str, dict[str, Any]] = {"bond": {}, "jbond": {"method": "jbond", "gamma": 0.5}}
+"""Methods, the second with an anchor that moves."""
 CACHED: dict[str, Any] = {"steps": 3, "batch_size": 4, "shard": "both"}
 SEQUENCES, STEPS = 6, 3
 STEPS_OF_RUN = 10
@@ -248,6 +255,26 @@ def check_runs(root: Path, group: Group) -> None:
     for name in ("on-2", "two"):
         assert run_distill(DistillConfig(**run_options(root, root / name))).steps == STEPS_OF_RUN
         group.wait()
+
+
+def search_options(root: Path, out: Path) -> dict[str, Any]:
+    """A search with two rungs; the first leaves one of three out."""
+    return {
+        "checkpoint": str(root / "tied"), "teacher": str(root / "teacher"), "importance": root / "scores",
+        "data": root / "data", "params": "70%", "tolerance": "15%", "grid": ("ffn=24,32,40",), "finalists": 3,
+        "steps": 4, "rungs": 2, "batch_size": 4, "eval_sequences": 5, "lr": 1e-3, "shard": "both", "out": out,
+    }  # fmt: skip
+
+
+def check_search(root: Path, group: Group) -> None:
+    """Candidates in parts; test_distributed.py compares."""
+    run_search(SearchConfig(**search_options(root, root / "searched")))
+
+
+def check_align(root: Path, group: Group) -> None:
+    """Prompts shared; test_distributed.py compares."""
+    for name, changes in ALIGNED.items():
+        run_align(align_options({**make_place(root / "align", make=False), **changes}, root / f"{name}-two"))
 
 
 def main(root: Path, checks: Iterable[str]) -> None:

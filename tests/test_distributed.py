@@ -12,15 +12,32 @@ from typing import Any
 
 import psutil
 import pytest
-from distributed_checks import CACHED, CASES, STEPS_OF_RUN, run_options
+from distributed_checks import ALIGNED, CACHED, CASES, STEPS_OF_RUN, align_options, run_options, search_options
 from helpers import make_model
+from helpers_align import make_place
 from helpers_chain import make_checkpoint, make_data
 from helpers_torchrun import ROOT, launch, torchrun
 
+from minitron_cli.align.stage import run_align
 from minitron_cli.config.distill import DistillConfig
+from minitron_cli.config.importance import ImportanceConfig
+from minitron_cli.config.search import SearchConfig
 from minitron_cli.distill.stage import run_distill
+from minitron_cli.importance.stage import run_importance
+from minitron_cli.manifest import read_manifest
+from minitron_cli.search.stage import run_search
 
-CHECKS = [*(f"training:{name}" for name in CASES), "saving", "damage", "evaluation", "nan", "cached", "runs"]
+CHECKS = [
+    *(f"training:{name}" for name in CASES),
+    "saving",
+    "damage",
+    "evaluation",
+    "nan",
+    "cached",
+    "runs",
+    "search",
+    "align",
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +49,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in ("gemma2", "gpt2", "opt-post_norm", "phi"):
         make_model(root / family, family, seed=3)
     make_data(root / "data", root / "teacher", train=48)
+    scores = {"checkpoint": str(root / "tied"), "data": root / "data", "samples": 8, "loss_samples": 0}
+    run_importance(ImportanceConfig(**scores, out=root / "scores"))
+    make_place(root / "align")
     return root
 
 
@@ -96,6 +116,28 @@ def test_a_cache_serves_any_number_of_processes(root: Path, passed: list[str]) -
     alone = {**CACHED, "student": str(root / "untied"), "teacher": str(root / "cache"), "data": root / "data"}
     run_distill(DistillConfig(**alone, lr=1e-3, out=root / "alone"))
     assert curve(root / "cached") == pytest.approx(curve(root / "alone"), rel=1e-5)
+
+
+def test_a_search_finds_the_same(root: Path, passed: list[str]) -> None:
+    alone = run_search(SearchConfig(**search_options(root, root / "searched-alone")))
+    together = read_manifest(root / "searched")["result"]
+    assert [each["name"] for each in together["candidates"]] == [each["name"] for each in alone.candidates]
+    for name in ("loss_zero_shot", "loss_retrained"):
+        values = [[each[name] for each in found] for found in (together["candidates"], alone.candidates)]
+        assert values[0] == pytest.approx(values[1], rel=1e-5) and None not in values[0]
+
+
+@pytest.mark.parametrize("name", ALIGNED)
+def test_alignment_learns_the_same(name: str, root: Path, passed: list[str]) -> None:
+    run_align(align_options({**make_place(root / "align", make=False), **ALIGNED[name]}, root / f"{name}-one"))
+    one, two = (
+        [json.loads(line) for line in (root / f"{name}-{count}" / "log.jsonl").read_text().splitlines()]
+        for count in ("one", "two")
+    )
+    assert len(one) == len(two) >= 6
+    for mine, theirs in zip(two, one, strict=True):
+        mine.pop("responses_per_second", None), theirs.pop("responses_per_second", None)
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
 def test_a_killed_process_ends_all(killed: dict[str, Any]) -> None:

@@ -243,10 +243,12 @@ def register(app: typer.Typer) -> None:
     correcting, distilling = (_plan_correct, _show_distill_plan), (_plan_distill, _show_distill_plan)
     add_stage(app, "correct", CorrectConfig, _correct, _show_distill, dry_run=correcting, together=True)
     add_stage(app, "distill", DistillConfig, _distill, _show_distill, dry_run=distilling, together=True)
-    add_stage(app, "align", AlignConfig, _align, _show_align, dry_run=(_plan_align, _show_align_plan))
+    add_stage(app, "align", AlignConfig, _align, _show_align, dry_run=(_plan_align, _show_align_plan), together=True)
     add_stage(app, "eval", EvalConfig, _eval, _show_eval)
     add_stage(app, "bench", BenchConfig, _bench, _show_bench)
-    add_stage(app, "compress", CompressConfig, _compress, _show_run, dry_run=(_plan_compress, _show_run_plan), together=True)
+    add_stage(
+        app, "compress", CompressConfig, _compress, _show_run, dry_run=(_plan_compress, _show_run_plan), together=True
+    )
     add_stage(app, "run", RunConfig, _run, _show_run, dry_run=(_plan_run, _show_run_plan), together=True)
     add_stage(app, "plan", PlanConfig, _forecast, _show_forecast)
     add_stage(app, "report", ReportConfig, _report, lambda result: f"{result['out']}: open it in a browser")

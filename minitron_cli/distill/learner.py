@@ -13,7 +13,7 @@ from minitron_cli.distill.checkpoints import Saved, fill
 from minitron_cli.distill.dropout import without_dropout
 from minitron_cli.distill.schedule import learning_rate
 from minitron_cli.errors import ConfigError, RunError
-from minitron_cli.models.split import clip_gradients, device_of
+from minitron_cli.models.split import clip_gradients, device_of, is_split
 from minitron_cli.runtime.group import Group
 
 
@@ -24,8 +24,8 @@ class NotFinite(RunError):
 class Learner:
     """AdamW on fp32 weights; bf16 compute by autocast where asked for.
 
-    With a group of several processes the model is split (models/shard.py), each process's gradients are those of its
-    own part of a step, and all of them take each step together.
+    With a group of several processes the model may be split (models/shard.py); each process's gradients are those of
+    its own part of a step, and all of them take each step together.
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class Learner:
         ]
         if beside:  # not split, so not with those that are
             groups.append({"params": list(beside.values()), "weight_decay": 0.0})
-        self.beside = list(beside.values())
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=self.device.type in ("cpu", "cuda")
         )
@@ -97,9 +96,13 @@ class Learner:
         """Make the gradient no longer than allowed; returns its norm before."""
         if self.group.size == 1:
             return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.optimizing.clip))
-        for parameter in self.beside:  # split ones were summed over all processes on the way
-            if parameter.grad is not None:
-                parameter.grad.copy_(self.group.total(parameter.grad.cpu()))
+        # Those of split parameters were summed over all processes on the way.
+        whole = [parameter for parameter in self.parameters.values() if not is_split(parameter)]
+        graded = self.group.total(torch.tensor([parameter.grad is not None for parameter in whole], dtype=torch.int32))
+        for parameter, anywhere in zip(whole, graded.tolist(), strict=True):
+            if anywhere:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.group.total(gradient)
         return clip_gradients(self.parameters.values(), self.optimizing.clip, self.group)
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -87,6 +87,13 @@ class Group:
         dist.broadcast_object_list(held)
         return held[0]
 
+    def joined(self, own: torch.Tensor) -> torch.Tensor:
+        """All rows, from each process's `part` of them: equally many in each."""
+        if self.size == 1:
+            return own
+        parts = self.gathered(own.cpu())
+        return torch.stack(parts, 1).flatten(0, 1).to(own.device)
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:
