@@ -212,7 +212,7 @@ class Chain:
             before = read_manifest(self.out / name)
             say(f"[{number}/{len(steps)}] {name}")
             started = time.monotonic()
-            if name.endswith(TOGETHER):
+            if _stage_of(name) in TOGETHER:
                 step()
             else:
                 group.alone(step)
@@ -344,10 +344,13 @@ class Chain:
 
 def _label(name: str) -> str:
     """What people call a model by its directory."""
-    if not name.startswith("round-"):
-        return LABELS[name]
-    _, number, base = name.split("-", 2)
-    return f"{LABELS[base]} {number}"
+    base = _stage_of(name)
+    return LABELS[base] if base == name else f"{LABELS[base]} {name.split('-')[1]}"
+
+
+def _stage_of(name: str) -> str:
+    """The directory's name without its round."""
+    return name.split("-", 2)[2] if name.startswith("round-") else name
 
 
 def format_run(result: dict[str, Any]) -> str:

@@ -261,7 +261,7 @@ def search_options(root: Path, out: Path) -> dict[str, Any]:
     """A search with two rungs; the first leaves one of three out."""
     return {
         "checkpoint": str(root / "tied"), "teacher": str(root / "teacher"), "importance": root / "scores",
-        "data": root / "data", "params": "70%", "tolerance": "15%", "grid": ("ffn=24,32,40",), "finalists": 3,
+        "data": root / "data", "params": "88%", "tolerance": "9%", "grid": ("ffn=24,32,40",), "finalists": 3,
         "steps": 4, "rungs": 2, "batch_size": 4, "eval_sequences": 5, "lr": 1e-3, "shard": "both", "out": out,
     }  # fmt: skip
 

@@ -128,7 +128,7 @@ class Checkpoints:
             good, values = False, None
         if self.group.any(not good) or values is None:
             return None
-        return _Parts(path), values
+        return _Parts(path, alone=self.group.size == 1), values
 
 
 class _File(Saved):
@@ -153,10 +153,10 @@ class _File(Saved):
 class _Parts(Saved):
     """A directory of parts, read by torch.distributed.checkpoint into tensors that may be split otherwise."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, alone: bool) -> None:
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-        self.path = path
+        self.path, self.alone = path, alone
         self._known = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
 
     def __contains__(self, name: object) -> bool:
@@ -182,7 +182,7 @@ class _Parts(Saved):
         reader = HuggingFaceStorageReader(str(self.path))
         with warnings.catch_warnings():  # it says that there is one process
             warnings.simplefilter("ignore", UserWarning)
-            load(targets, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+            load(targets, storage_reader=reader, no_dist=self.alone)
 
 
 @torch.no_grad()

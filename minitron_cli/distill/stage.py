@@ -25,7 +25,7 @@ from minitron_cli.distill.plan import TrainingPlan, describe, make_plan
 from minitron_cli.distill.spread import Spread
 from minitron_cli.distill.teachers import TeacherPlan, as_taught, plan_teacher, teacher_checkpoint
 from minitron_cli.distill.trainer import Teacher, Trainer
-from minitron_cli.errors import InputError
+from minitron_cli.errors import ConfigError, InputError
 from minitron_cli.manifest import fingerprint, read_manifest, require_disk
 from minitron_cli.models.load import context_length, load_model, new_model, own_memory
 from minitron_cli.models.save import save_model
@@ -210,6 +210,8 @@ def _job(config: DistillConfig, trained: str) -> Job:
         inputs["teacher"] = taught.identity
     held = taught.live.shape if taught and taught.live else None
     states = Matching.of(config, held, student.shape) if config.states and held else None
+    if config.compile and processes() > 1:
+        raise ConfigError("--compile needs one process; leave it out under torchrun.")
     spread = Spread.of(config, processes(), student.shape, held, dtype, total_bytes(device))
     case = Case(student.shape, held, config, source.seq_len, device, dtype, states, spread)
     return Job(config, student, taught, corpus, inputs, case, steps)

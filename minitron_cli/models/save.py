@@ -35,8 +35,8 @@ def save_model(model: Any, source: Checkpoint, directory: Path, group: Group | N
     if is_split(next(model.parameters())):
         _write_split(model, source, dtype, directory, group)
     elif group.main:
-        # Stock save_pretrained knows tied weights and the names on disk; the config on disk stays the source's own.
-        state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+        # Stock save_pretrained knows the names on disk; the config on disk stays the source's own.
+        state = {name: tensor.to(dtype) for name, tensor in _held(model).items()}
         model.save_pretrained(directory, state_dict=state)
     if group.main:
         copy_companions(source.path, directory)
@@ -66,14 +66,19 @@ def _write_split(model: Any, source: Checkpoint, dtype: torch.dtype, directory: 
 
 def _pieces(model: Any, source: Checkpoint) -> Iterator[dict[str, Tensor]]:
     """What is gathered at once: the tensors of a layer, which the names on disk may join or part, or one outside."""
-    parameters = dict(model.named_parameters())  # tied ones once
-    kept = model.state_dict().keys() - dict(model.named_parameters(remove_duplicate=False)).keys()
-    held = {**parameters, **{name: tensor for name, tensor in model.state_dict().items() if name in kept}}
+    held = _held(model)
     for layer in layer_list(model, source.shape)[2]:
         inside = {id(parameter) for parameter in layer.parameters()}
         yield {name: held.pop(name) for name in list(held) if id(held[name]) in inside}
     for name, tensor in held.items():
         yield {name: tensor}
+
+
+def _held(model: Any) -> dict[str, Tensor]:
+    """Parameters, tied ones once (conversion to another type would make two of them), and buffers that are saved."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in named}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 class _Later:

@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from minitron_cli.errors import MinitronError, RunError
-from minitron_cli.runtime.launch import processes
+from minitron_cli.runtime.launch import processes, unlaunched
 from minitron_cli.runtime.progress import set_quiet
 
 T = TypeVar("T")
@@ -109,11 +109,18 @@ class Group:
             self.wait()
 
     def alone(self, work: Callable[[], Any]) -> None:
-        """Process 0 works, for however long; all others wait."""
-        if self.main:
-            work()
+        """Process 0 works, for however long and as if it were the only one; all others wait."""
+        global _group
         if self.size == 1:
+            work()
             return
+        if self.main:
+            _group = Group()
+            try:
+                with unlaunched():
+                    work()
+            finally:
+                _group = self
         # No collective: it would give up after PATIENCE.
         assert _ending is not None
         key = f"alone-{next(_errands)}"

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from minitron_cli.errors import ConfigError
+
+NAMES = {
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+}
+"""Variables of torchrun."""
 
 
 def processes() -> int:
@@ -30,6 +38,18 @@ def require_one_process(command: str) -> None:
     """
     if processes() > 1:
         raise ConfigError(f"`minitron {command}` runs in one process; start it without torchrun.")
+
+
+@contextmanager
+def unlaunched() -> Iterator[None]:
+    """Within the block nothing here, in other libraries or in child processes knows of torchrun."""
+    hidden = {
+        name: os.environ.pop(name) for name in list(os.environ) if name in NAMES or name.startswith("TORCHELASTIC")
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _number(name: str, default: int) -> int:
