@@ -13,8 +13,8 @@ import typer
 
 from minitron_cli.cli.run import execute
 from minitron_cli.config.base import StageConfig
-from minitron_cli.runtime.table import Shown
 from minitron_cli.runtime.launch import require_one_process
+from minitron_cli.runtime.table import Shown
 
 Show = Callable[[dict[str, Any]], Shown]
 

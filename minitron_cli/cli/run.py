@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import typer
 
 from minitron_cli.errors import MinitronError, is_disk_full
-from minitron_cli.runtime.table import Shown, put
 from minitron_cli.runtime.launch import rank
+from minitron_cli.runtime.table import Shown, put
 
 LAST_SECONDS = 20.0
 """How long a process that has nothing to say waits for the one that has."""

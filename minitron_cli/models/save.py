@@ -36,8 +36,8 @@ def save_model(model: Any, source: Checkpoint, directory: Path, group: Group | N
         _write_split(model, source, dtype, directory, group)
     elif group.main:
         # Stock save_pretrained knows the names on disk; the config on disk stays the source's own.
-        state = {name: tensor.to(dtype) for name, tensor in _held(model).items()}
-        model.save_pretrained(directory, state_dict=state)
+        types = _types(model, dtype)
+        model.save_pretrained(directory, state_dict={name: held.to(types[name]) for name, held in _held(model).items()})
     if group.main:
         copy_companions(source.path, directory)
         write_json(directory / "config.json", dict(source.config))
@@ -45,19 +45,18 @@ def save_model(model: Any, source: Checkpoint, directory: Path, group: Group | N
 
 
 def _write_split(model: Any, source: Checkpoint, dtype: torch.dtype, directory: Path, group: Group) -> None:
-    pieces = list(_pieces(model, source))
-    files = None
+    pieces, types, files = list(_pieces(model, source)), _types(model, dtype), None
     if group.main:
         shapes = [
-            {name: torch.empty(tensor.shape, dtype=dtype, device="meta") for name, tensor in piece.items()}
+            {name: torch.empty(tensor.shape, dtype=types[name], device="meta") for name, tensor in piece.items()}
             for piece in pieces
         ]
         found = [item for piece in shapes for item in revert_weight_conversion(model, piece).items()]
         name_of = {each: name for name, each in TORCH_DTYPES.items()}
-        planned = [Planned(name, name_of[dtype], tuple(tensor.shape)) for name, tensor in found]
+        planned = [Planned(name, name_of[tensor.dtype], tuple(tensor.shape)) for name, tensor in found]
         files = weight_files(directory, [(each, _Later()) for each in planned])
     for piece in pieces:
-        tensors = {name: whole(tensor.detach(), dtype) for name, tensor in piece.items()}
+        tensors = {name: whole(tensor.detach(), types[name]) for name, tensor in piece.items()}
         if files is None:
             continue
         for name, tensor in revert_weight_conversion(model, tensors).items():
@@ -79,6 +78,12 @@ def _held(model: Any) -> dict[str, Tensor]:
     named = dict(model.named_parameters(remove_duplicate=False))
     buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in named}
     return {**dict(model.named_parameters()), **buffers}
+
+
+def _types(model: Any, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """What each tensor is written as. Buffers stay: a routing bias that is rounded chooses other experts."""
+    parameters = dict(model.named_parameters())
+    return {name: dtype if name in parameters else tensor.dtype for name, tensor in _held(model).items()}
 
 
 class _Later:
