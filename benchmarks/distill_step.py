@@ -4,7 +4,10 @@ The floor is the bare models: the teacher's forward pass, the student's forward 
 both heads; no loss, no clipping, no optimizer. All other rows are whole optimizer steps. Extra memory is the peak minus
 weights, gradients, optimizer state and inputs, measured in a process per row; times are interleaved in one process.
 
-python -m benchmarks.distill_step [--case quickstart|vocabulary] [--rounds 5] [--threads 2]
+On a GPU there is a third case, a student of 1.2B parameters with a teacher of 2.1B, and two more columns: the share of
+the device's peak that the products reach, with and without torch.compile (a row that --compile adds on a CPU).
+
+python -m benchmarks.distill_step [--case quickstart|vocabulary|billions] [--compile] [--rounds 5] [--threads 2]
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from minitron_cli.config.distill import DistillConfig  # noqa: E402
 from minitron_cli.distill.cache import Record  # noqa: E402
 from minitron_cli.distill.losses import top_k  # noqa: E402
 from minitron_cli.distill.trainer import Batch, Teacher, Trainer  # noqa: E402
+from minitron_cli.forecast.devices import known_as  # noqa: E402
 from minitron_cli.importance.weights import weight_norm_scores  # noqa: E402
 from minitron_cli.models.head import backbone_output  # noqa: E402
 from minitron_cli.models.load import load_model, new_model, own_memory  # noqa: E402
@@ -41,6 +45,7 @@ from minitron_cli.prune.plan import make_plan  # noqa: E402
 from minitron_cli.search.measure import cut_in_memory  # noqa: E402
 
 FLOOR, OURS, CACHED, DENSE = "bare models (floor)", "minitron", "minitron, cached teacher", "dense, F.kl_div"
+COMPILED = "minitron, --compile"
 WORDS = 24
 """Of the cached teacher, per token."""
 LARGE = {
@@ -49,8 +54,13 @@ LARGE = {
 }  # fmt: skip
 TEACHER = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_hidden_layers": 4}
 STUDENT = {"hidden_size": 256, "intermediate_size": 768, "num_attention_heads": 4, "num_hidden_layers": 8}
-DENSE_BF16 = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12}
-"""Operations per second that makers state for bf16 without sparsity, by a part of the device's name."""
+BILLIONS = {**LARGE, "vocab_size": 128_256, "num_key_value_heads": 8, "max_position_embeddings": 2048}
+BILLIONS_TEACHER = {
+    "hidden_size": 2560, "intermediate_size": 10_240, "num_attention_heads": 40, "num_hidden_layers": 19
+}  # fmt: skip
+BILLIONS_STUDENT = {
+    "hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_hidden_layers": 16
+}  # fmt: skip
 
 
 def quickstart(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -70,9 +80,19 @@ def vocabulary(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     return teacher.to(device, dtype).eval(), student.to(device)
 
 
+def billions(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Random models: 2.1B parameters teach 1.2B."""
+    sizes = (BILLIONS_TEACHER, BILLIONS_STUDENT)
+    teacher, student = (new_model({**BILLIONS, **each}, seed=0, dtype=torch.float32) for each in sizes)
+    for model in (teacher, student):
+        own_memory(model)
+    return teacher.to(device, dtype).eval(), student.to(device)
+
+
 CASES: dict[str, tuple[Callable[[torch.device, torch.dtype], tuple[Any, Any]], int, int]] = {
     "quickstart": (quickstart, 8, 256),
     "vocabulary": (vocabulary, 4, 256),
+    "billions": (billions, 4, 2048),
 }
 """Models, sequences, tokens of a sequence."""
 
@@ -164,6 +184,17 @@ def engine(setting: Setting) -> Step:
     return step
 
 
+def compiled(setting: Setting) -> Step:
+    """The same with the student's backbone compiled."""
+    teacher, trainer = Teacher(setting.teacher), _trainer(setting, "kl", compile=True)
+
+    def step(ids: Tensor) -> None:
+        batch = _batch(ids)
+        trainer.update([batch], [teacher.lesson(batch)], 0)
+
+    return step
+
+
 def cached(setting: Setting) -> Step:
     """This package, on stored answers; unpacking them is part of the step, reading a file is not."""
     trainer, record = _trainer(setting, f"topk:{WORDS}"), Record(setting.vocab, WORDS)
@@ -217,8 +248,9 @@ def dense(student: Any, teacher: Any, ids: Tensor) -> Tensor:
     return F.kl_div(log_q.flatten(0, 1), target.flatten(0, 1), reduction="batchmean", log_target=True)
 
 
-def _trainer(setting: Setting, loss: str) -> Trainer:
-    config = DistillConfig(student="s", teacher="t", data=Path("d"), out=Path("o"), steps=1000, lr=1e-6, loss=loss)
+def _trainer(setting: Setting, loss: str, **changes: Any) -> Trainer:
+    options = {"student": "s", "teacher": "t", "data": Path("d"), "out": Path("o"), "steps": 1000, "lr": 1e-6}
+    config = DistillConfig(**{**options, "loss": loss, **changes})
     return Trainer(setting.student, config, 1000, setting.dtype)
 
 
@@ -226,9 +258,10 @@ def _batch(ids: Tensor) -> Batch:
     return Batch(ids, torch.ones(len(ids), ids.shape[1] - 1, dtype=torch.bool, device=ids.device))
 
 
-def rows() -> dict[str, Callable[[Setting], Step]]:
+def rows(compile: bool) -> dict[str, Callable[[Setting], Step]]:
     """All that can be imported here."""
-    found = {FLOOR: floor, OURS: engine, CACHED: cached, DENSE: whole(dense)}
+    found = {FLOOR: floor, OURS: engine, **({COMPILED: compiled} if compile else {}), CACHED: cached}
+    found[DENSE] = whole(dense)
     for name, load in PEERS.items():
         try:
             found[name] = whole(load())
@@ -257,7 +290,7 @@ def extra_bytes(make: Callable[[Setting], Step], setting: Setting) -> int:
 
 def _in_process(name: str, case: str, threads: int) -> int | None:
     """None where the row fails, which it says."""
-    command = [sys.executable, "-m", "benchmarks.distill_step", "--memory-of", name, "--case", case]
+    command = [sys.executable, "-m", "benchmarks.distill_step", "--memory-of", name, "--case", case, "--compile"]
     done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"{name}: does not run here ({(done.stderr.strip().splitlines() or ['killed'])[-1][:120]})")
@@ -267,10 +300,9 @@ def _in_process(name: str, case: str, threads: int) -> int | None:
 
 def peak_rate(device: torch.device) -> tuple[float, str]:
     """bf16 operations per second of the device, and where the number is from."""
-    name = torch.cuda.get_device_name(device)
-    for part, rate in DENSE_BF16.items():
-        if part in name.split() or any(word.startswith(part + "-") for word in name.split()):
-            return rate, f"{part} data sheet"
+    known = known_as(torch.cuda.get_device_name(device))
+    if known is not None and known.peak is not None:
+        return known.peak, f"{known.name} data sheet"
     a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
 
     def product() -> None:
@@ -280,9 +312,9 @@ def peak_rate(device: torch.device) -> tuple[float, str]:
     return 2 * 8192**3 / interleaved({"": product}, 9)[""], "a measured product of 8,192 x 8,192"
 
 
-def show(case: str, rounds: int, threads: int) -> None:
+def show(case: str, rounds: int, threads: int, compile: bool) -> None:
     """One case's table."""
-    found = rows()
+    found = rows(compile)
     memory = {name: _in_process(name, case, threads) for name in found}
     setting = Setting(case)
     sizes = " and ".join(f"{sum(p.numel() for p in m.parameters()):,}" for m in (setting.teacher, setting.student))
@@ -315,16 +347,18 @@ def main() -> None:
     parser.add_argument("--case", choices=[*CASES, "all"], default="all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", default=torch.cuda.is_available())
     parser.add_argument("--memory-of")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")  # of the packages compared with
     torch.set_num_threads(options.threads)
     if options.memory_of:
-        print(extra_bytes(rows()[options.memory_of], Setting(options.case)))
+        print(extra_bytes(rows(True)[options.memory_of], Setting(options.case)))
         return
     heading("One distillation step")
-    for case in CASES if options.case == "all" else [options.case]:
-        show(case, options.rounds, options.threads)
+    everywhere = [case for case in CASES if case != "billions" or torch.cuda.is_available()]
+    for case in everywhere if options.case == "all" else [options.case]:
+        show(case, options.rounds, options.threads, options.compile)
 
 
 if __name__ == "__main__":

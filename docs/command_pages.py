@@ -42,7 +42,7 @@ READ_ON = {
     "correct": ("distilling", "Distilling"), "distill": ("distilling", "Distilling"),
     "align": ("aligning", "Aligning"), "eval": ("evaluating", "Evaluating"), "bench": ("evaluating", "Evaluating"),
     "compress": ("recipes", "Recipes"), "run": ("recipes", "Recipes"), "report": ("evaluating", "Evaluating"),
-    "push": ("serving", "Serving the result"),
+    "push": ("serving", "Serving the result"), "plan": ("distributed", "Several devices"),
 }  # fmt: skip
 """The page that says more, by command or the command's first word."""
 

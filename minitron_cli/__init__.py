@@ -26,6 +26,7 @@ _WHERE = {
     "BenchConfig": "config.bench",
     "CompressConfig": "config.run",
     "RunConfig": "config.run",
+    "PlanConfig": "config.plan",
     "ReportConfig": "config.report",
     "MinitronError": "errors",
     "UserError": "errors",
@@ -42,6 +43,7 @@ _WHERE = {
     "run_bench": "bench.stage",
     "run_compress": "stages",
     "run_recipe": "stages",
+    "run_plan": "forecast.stage",
     "run_report": "report.stage",
 }
 

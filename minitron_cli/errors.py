@@ -20,9 +20,13 @@ import errno
 
 
 class MinitronError(Exception):
-    """Base of all deliberate errors; `exit_code` is what the command line returns."""
+    """Base of all deliberate errors; `exit_code` is what the command line returns.
+
+    `for_all`: of several processes, this one tells it, whoever else found it too.
+    """
 
     exit_code = 1
+    for_all = False
 
 
 class UserError(MinitronError):

@@ -265,7 +265,7 @@ class StageOutput:
         """From an OUT.partial with its manifest to OUT; may be repeated after a kill."""
         for pattern in (*WORKING, INTENT):
             for item in self.partial.glob(pattern):
-                item.unlink()
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
         if self.out.exists():
             found = read_manifest(self.out)
             if not self.force and any(self.out.iterdir()) and (found is None or found.get("key") != self.key):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minitron_cli.checkpoint.card import evaluated
 from minitron_cli.checkpoint.hub import resolve
@@ -21,6 +21,9 @@ from minitron_cli.runtime.progress import duration, say
 from minitron_cli.runtime.table import Table, plain
 from minitron_cli.shape import Shape
 
+if TYPE_CHECKING:
+    from minitron_cli.runtime.group import Group
+
 RUN, RECIPE = "run.json", "recipe.json"
 LABELS = {
     "teacher": "teacher",
@@ -31,6 +34,8 @@ LABELS = {
     "cross-entropy": "cross-entropy",
     "scratch": "from scratch",
 }
+TOGETHER = ("corrected", "importance", "search", "student", "aligned", "cross-entropy", "scratch")
+"""Stages that all processes of a torchrun run together; process 0 runs the others while the rest wait."""
 BASELINES = {"cross-entropy": {"loss": "ce"}, "scratch": {"loss": "ce", "init": "random"}}
 
 
@@ -189,32 +194,48 @@ class Chain:
         return models.get("aligned", models.get("student", self.student(self.last)))
 
     def run(self) -> RunResult:
-        """All stages, then the report; a second run finds everything up to date."""
-        began = time.monotonic()
-        new = not self.out.exists()
-        self._claim()
-        try:
-            self._run_steps()
-        except UserError:
-            if new:  # the first stage refused its input: nothing stays behind
-                self._disclaim()
-            raise
-        self.result.models = [self._row(name, path) for name, path in self.models().items()]
-        self.result.student = self.product
-        self.result.seconds = round(time.monotonic() - began, 1)
-        self._report()
+        """All stages, then the report; a second run finds everything up to date.
+
+        Under torchrun every process runs the chain; process 0 alone writes and has the result.
+        """
+        from minitron_cli.runtime.group import process_group
+
+        with process_group() as group:
+            self._run(group)
         return self.result
 
-    def _run_steps(self) -> None:
+    def _run(self, group: Group) -> None:
+        began = time.monotonic()
+        new = not self.out.exists()
+        group.alone(self._claim)
+        try:
+            self._run_steps(group)
+        except UserError:
+            if new and group.main:  # the first stage refused its input: nothing stays behind
+                self._disclaim()
+            raise
+        group.alone(lambda: self._conclude(time.monotonic() - began))
+
+    def _run_steps(self, group: Group) -> None:
         steps = self.steps()
         for number, (name, step) in enumerate(steps, 1):
             before = read_manifest(self.out / name)
             say(f"[{number}/{len(steps)}] {name}")
             started = time.monotonic()
-            step()
+            if _stage_of(name) in TOGETHER:
+                step()
+            else:
+                group.alone(step)
             reused = before is not None and before == read_manifest(self.out / name)
             status = "up to date" if reused else "done"
             self.result.stages.append({"name": name, "status": status, "seconds": round(time.monotonic() - started, 2)})
+
+    def _conclude(self, seconds: float) -> None:
+        """Compare the models and write the report."""
+        self.result.models = [self._row(name, path) for name, path in self.models().items()]
+        self.result.student = self.product
+        self.result.seconds = round(seconds, 1)
+        self._report()
 
     def _disclaim(self) -> None:
         """Remove the run's own files and its directory, unless a stage has left something there."""
@@ -339,10 +360,13 @@ class Chain:
 
 def _label(name: str) -> str:
     """What people call a model by its directory."""
-    if not name.startswith("round-"):
-        return LABELS[name]
-    _, number, base = name.split("-", 2)
-    return f"{LABELS[base]} {number}"
+    base = _stage_of(name)
+    return LABELS[base] if base == name else f"{LABELS[base]} {name.split('-')[1]}"
+
+
+def _stage_of(name: str) -> str:
+    """The directory's name without its round."""
+    return name.split("-", 2)[2] if name.startswith("round-") else name
 
 
 def format_run(result: dict[str, Any]) -> str:

@@ -19,11 +19,14 @@ def make_prompts(path: Path, count: int = 40) -> Path:
     return path
 
 
-def make_place(folder: Path) -> dict[str, Any]:
-    """A policy and prompts in a folder, and the options of a short run on them."""
-    folder.mkdir(parents=True, exist_ok=True)
+def make_place(folder: Path, *, make: bool = True) -> dict[str, Any]:
+    """A policy and prompts in a folder, where they are not there yet, and the options of a short run on them."""
+    if make:
+        folder.mkdir(parents=True, exist_ok=True)
+        make_checkpoint(folder / "policy")
+        make_prompts(folder / "prompts.jsonl")
     return {
-        "policy": str(make_checkpoint(folder / "policy")), "prompts": make_prompts(folder / "prompts.jsonl"),
+        "policy": str(folder / "policy"), "prompts": folder / "prompts.jsonl",
         "reward": "length:40", "steps": 4, "batch_size": 4, "n": 4, "k": 4, "max_new_tokens": 8, "eval_samples": 32,
         "eval_every": 2, "lr": 1e-3, "device": "cpu",
     }  # fmt: skip

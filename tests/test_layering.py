@@ -22,6 +22,7 @@ LEVELS = (
     ("search", "align"),
     ("report",),
     ("bench",),
+    ("forecast",),
     ("stages",),
     ("cli",),
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,20 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers_chain import make_checkpoint, make_data
+from helpers_torchrun import launch
 from safetensors.numpy import load_file
 
 OPTIONS = ["--samples", "13", "--batch-size", "2", "--loss-samples", "5", "--batch-agg", "var"]
-
-
-def launch(processes: int, arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """The command line as torchrun starts it; a port of its own, so that tests can run beside each other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    start += ["--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "minitron_cli"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*start, *arguments], capture_output=True, text=True, env=environment, timeout=180)
 
 
 @pytest.mark.parametrize("extra", [[], ["--stream"]], ids=["in memory", "streamed"])

@@ -244,7 +244,7 @@ def test_streamed_is_resident(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     zero_shot = ZeroShot(
         checkpoint, split, sequences=4, batch_size=3, device=torch.device("cpu"), dtype=torch.float32,
-        directory=tmp_path / "work",
+        scratch=tmp_path / "work" / "states",
     )  # fmt: skip
     assert zero_shot.streamed_loss(CutCheckpoint(checkpoint, plan)) == zero_shot.resident_loss(plan)
     assert zero_shot.loss(plan) == row["loss_zero_shot"]
@@ -277,9 +277,9 @@ def test_micro_batch_of_an_interrupted_search_holds(
     asked: list[int | None] = []
     real = Course.within_memory
 
-    def seen(course: Course, students: Any, before: int | None) -> Course:
+    def seen(course: Course, students: Any, before: int | None, group: Any) -> Course:
         asked.append(before)
-        return real(course, students, before)
+        return real(course, students, before, group)
 
     monkeypatch.setattr(Course, "within_memory", seen)
     with monkeypatch.context() as patch:

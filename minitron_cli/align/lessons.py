@@ -17,6 +17,7 @@ from minitron_cli.align.rewards import Checked, tie_rate
 from minitron_cli.align.sampling import Responses, Sampler
 from minitron_cli.config.align import AlignConfig
 from minitron_cli.errors import ConfigError
+from minitron_cli.runtime.group import Group
 
 POLICY, ANCHOR = 0, 1
 """Draws of one step."""
@@ -40,9 +41,11 @@ class Writer:
     stop: str | None
     reward: Checked
 
-    def write(self, model: Any, prompts: Sequence[Prompt], count: int, *seed: int) -> Responses:
-        """`count` responses to each prompt, in rows."""
-        return self.sampler.sample(model, [prompt.ids for prompt in prompts], count, *seed)
+    def write(
+        self, model: Any, prompts: Sequence[Prompt], count: int, *seed: int, part: slice = slice(None)
+    ) -> Responses:
+        """`count` responses to each prompt, or to a part of them, in rows."""
+        return self.sampler.sample(model, [prompt.ids for prompt in prompts], count, *seed, part=part)
 
     def texts(self, responses: Responses) -> list[str]:
         """What a reader sees: no special tokens, nothing from the stop text on."""
@@ -60,34 +63,44 @@ class Writer:
 
 
 class Teaching:
-    """The methods: what each samples and how it weighs it."""
+    """The methods: what each samples and how it weighs it.
 
-    def __init__(self, config: AlignConfig, cast: Cast, writer: Writer) -> None:
-        self.config, self.cast, self.writer = config, cast, writer
+    Several processes share the prompts of a step: each writes and reads its own responses, and weighs them beside those
+    of all others.
+    """
+
+    def __init__(self, config: AlignConfig, cast: Cast, writer: Writer, group: Group | None = None) -> None:
+        self.config, self.cast, self.writer, self.group = config, cast, writer, group or Group()
 
     def lesson(self, prompts: Sequence[Prompt], step: int) -> Lesson:
         """The lesson of a step: a function of the models, the prompts and (seed, step).
 
+        Of several processes each gets the responses to its part of the prompts, and figures of all.
+
         Raises:
             RewardFailed: the reward cannot judge a response.
         """
-        config, cast = self.config, self.cast
-        own = self.writer.write(cast.learner.model, prompts, config.own_samples, config.seed, step, POLICY)
-        rewards = self.writer.rewards(prompts, self.writer.texts(own))
-        likelihood = cast.likelihoods(cast.learner.model, own)
-        from_reference = (likelihood - cast.likelihoods(cast.reference, own)).view_as(rewards)
+        config, cast, part, joined = self.config, self.cast, self.group.part, self.group.joined
+        model, count = cast.learner.model, config.own_samples
+        own = self.writer.write(model, prompts, count, config.seed, step, POLICY, part=part)
+        mine = self.writer.rewards(prompts[part], self.writer.texts(own))
+        likelihood = cast.likelihoods(model, own)
+        rewards, from_reference = (
+            joined(mine),
+            joined((likelihood - cast.likelihoods(cast.reference, own)).view_as(mine)),
+        )
         from_anchor = from_reference
         if cast.anchor is not cast.reference:
-            from_anchor = (likelihood - cast.likelihoods(cast.anchor, own)).view_as(rewards)
+            from_anchor = joined((likelihood - cast.likelihoods(cast.anchor, own)).view_as(mine))
         figures = {
             "reward": rewards.mean().item(),
             "kl": from_reference.mean().item(),
             "kl_anchor": from_anchor.mean().item(),
-            "response_tokens": own.lengths.double().mean().item(),
+            "response_tokens": joined(own.lengths.view_as(mine)).double().mean().item(),
         }
         if config.method == "reinforce":
             weight = weights.reinforce(rewards.to(from_reference), from_reference, config.kl_weight)
-            return Lesson(own, weight.flatten() / config.own_samples, figures | {"ties": tie_rate(rewards)})
+            return Lesson(own, weight[part].flatten() / config.own_samples, figures | {"ties": tie_rate(rewards)})
         return self._with_anchor(prompts, step, own, rewards, from_anchor, figures)
 
     def _with_anchor(
@@ -95,9 +108,10 @@ class Teaching:
         figures: dict[str, float],
     ) -> Lesson:  # fmt: skip
         """BOND, J-BOND and SFT: the anchor's samples rank the policy's, and the best of them is imitated."""
-        config, count = self.config, self.config.anchor_samples
-        others = self.writer.write(self.cast.anchor, prompts, count, config.seed, step, ANCHOR)
-        compared = self.writer.rewards(prompts, self.writer.texts(others))
+        config, count, part = self.config, self.config.anchor_samples, self.group.part
+        others = self.writer.write(self.cast.anchor, prompts, count, config.seed, step, ANCHOR, part=part)
+        mine = self.writer.rewards(prompts[part], self.writer.texts(others))
+        compared = self.group.joined(mine)
         figures["ties"] = tie_rate(compared)
         if config.method == "jbond":
             figures["penalised"] = float((jbond_reward(rewards, compared) < 0).double().mean())
@@ -107,10 +121,10 @@ class Teaching:
         else:
             backward = torch.zeros_like(ratio)
         taken = 2 if config.method == "jbond" else config.n
-        rows = torch.arange(len(prompts)) * count + weights.best(compared[:, :taken]).cpu()
-        forward = torch.full((len(prompts),), 1 - config.backward, device=backward.device, dtype=backward.dtype)
+        rows = torch.arange(len(mine)) * count + weights.best(mine[:, :taken]).cpu()
+        forward = torch.full((len(mine),), 1 - config.backward, device=backward.device, dtype=backward.dtype)
         chosen = others[rows.to(own.ids.device)]
-        weight = torch.cat([backward.flatten() / config.own_samples, forward])
+        weight = torch.cat([backward[part].flatten() / config.own_samples, forward])
         return Lesson(Responses.join([own, chosen]), weight, figures)
 
 

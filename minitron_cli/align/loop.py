@@ -45,8 +45,8 @@ class Run:
         self, config: AlignConfig, prompts: Sequence[Prompt], teaching: Teaching, yardstick: Yardstick, partial: Path
     ) -> None:
         self.config, self.prompts, self.teaching, self.yardstick = config, prompts, teaching, yardstick
-        self.cast, self.partial = teaching.cast, partial
-        self.checkpoints = Checkpoints(partial, config.keep)
+        self.cast, self.partial, self.group = teaching.cast, partial, teaching.group
+        self.checkpoints = Checkpoints(partial, config.keep, group=self.group)
         self.step = 0
         self.figures: list[dict[str, float]] = []
         self.measurements: list[Measurement] = []
@@ -60,7 +60,7 @@ class Run:
         """
         saved = self.checkpoints.newest()
         if saved is not None:
-            tensors, values = saved
+            tensors, values = dict(saved[0]), saved[1]
             self.yardstick.before = tensors.pop("reference.rewards")
             if self.config.moving_anchor:
                 self.cast.restore_anchor(tensors)
@@ -69,7 +69,8 @@ class Run:
             self.measurements = [Measurement(**each) for each in values["measurements"]]
             say(f"Resuming at step {self.step} of {self.config.steps}.")
         measured = {each.step for each in self.measurements}
-        self.logs = open_logs(self.config.log, self.partial, self.config.out, self.step, measured)
+        if self.group.main:
+            self.logs = open_logs(self.config.log, self.partial, self.config.out, self.step, measured)
 
     def close(self) -> None:
         """Finish the logs."""
@@ -96,10 +97,10 @@ class Run:
             RunError: the numbers stopped being finite.
         """
         try:
-            with Interrupts() as interrupts:
+            with Interrupts(self.group) as interrupts:
                 stop = self._train(interrupts)
         except (Interrupted, RewardFailed) as stopped:
-            if self.step:
+            if self.step and (self.group.size == 1 or isinstance(stopped, Interrupted)):  # a reward fails in one alone
                 self.save()
                 say(f"Saved at step {self.step} of {self.config.steps}.")
             if isinstance(stopped, Interrupted):
@@ -134,7 +135,8 @@ class Run:
         """Reward and KL of the policy now, once per step."""
         if self.measurements and self.measurements[-1].step == self.step:
             return
-        found = self.yardstick.measure(self.step)
+        # Each process measures, and all go by what the first one found: a reward may be a judge who changes its mind.
+        found = self.group.from_main(self.yardstick.measure(self.step))
         self.measurements.append(found)
         figures = {name: value for name, value in found.to_json().items() if name != "step"}
         self._log({"step": self.step, "validation": figures.pop("reward"), **figures})
@@ -191,7 +193,9 @@ class Run:
         except NotFinite as error:
             path = self.partial / BAD_BATCH.format(self.step + 1)
             tensors = {"ids": lesson.responses.ids, "real": lesson.responses.real, "weights": lesson.weights}
-            save_state(path, {name: tensor.cpu() for name, tensor in tensors.items()}, {"step": self.step + 1})
+            if self.group.main:
+                save_state(path, {name: tensor.cpu() for name, tensor in tensors.items()}, {"step": self.step + 1})
+            self.group.wait()
             found = self.checkpoints.found()
             kept = f"{found[-1]} is the last checkpoint" if found else "no checkpoint was due before it"
             raise RunError(

@@ -45,6 +45,7 @@ class PolicyLearner(Learner):
                 loss = -(likelihood * weights[rows].to(likelihood)).sum() / prompts
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
+        (total,) = self.group.sum_of(total)
         norm, rate = self.finish(total, step)
         return Update(total, norm, rate)
 

@@ -90,13 +90,17 @@ class Sampler:
     batch: int
     dtype: torch.dtype = torch.float32
 
-    def sample(self, model: Any, prompts: Sequence[Sequence[int]], count: int, *seed: int) -> Responses:
+    def sample(
+        self, model: Any, prompts: Sequence[Sequence[int]], count: int, *seed: int, part: slice = slice(None)
+    ) -> Responses:
         """`count` responses to each prompt: rows are prompt 0, prompt 0, ..., prompt 1, ...; a function of the seed.
 
         Args:
             seed: whole numbers that tell this draw from every other.
+            part: of the prompts, to which alone responses are drawn: the same ones as if it were to all.
         """
         chances = np.random.Generator(np.random.PCG64(list(seed))).random((len(prompts), count, self.max_new_tokens))
+        prompts, chances = prompts[part], chances[part]
         each = min(count, self.batch)
         together = self.batch // each
         parts = []

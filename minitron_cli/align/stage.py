@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,12 +29,13 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.checkpoint.verify import check_contents, check_structure
 from minitron_cli.config.align import AlignConfig
 from minitron_cli.distill.logs import require_log
-from minitron_cli.errors import FamilyError, InputError, OutputError
+from minitron_cli.errors import ConfigError, FamilyError, InputError, OutputError
 from minitron_cli.manifest import fingerprint, require_disk
 from minitron_cli.models.load import context_length, load_model
 from minitron_cli.models.save import save_model
 from minitron_cli.models.tokenizer import load_tokenizer
 from minitron_cli.runtime.device import pick_device, pick_dtype
+from minitron_cli.runtime.group import Group, process_group
 from minitron_cli.runtime.memory import peak_rss_bytes, require_memory
 from minitron_cli.runtime.progress import say
 from minitron_cli.tokens import tokenizer_identity
@@ -122,10 +123,18 @@ def run_align(config: AlignConfig) -> AlignResult:
         UserError: the input is wrong; nothing was written. A reward that fails later leaves a resumable state.
         RunError: the numbers or the disk failed midway; the last checkpoint is kept.
     """
+    with process_group() as group:
+        return _run(config, group)
+
+
+def _run(config: AlignConfig, group: Group) -> AlignResult:
     began = time.monotonic()
-    job = _job(config)
+    if config.batch_size % group.size:
+        raise ConfigError(f"--batch-size {config.batch_size} is not a multiple of the {group.size} processes.")
+    with group.main_first():  # a finished OUT.partial is renamed by one of them
+        job = _job(config)
+        output = CheckpointOutput(config.out, "align", config, job.inputs, force=config.force, resumable=True)
     source = _source(config)
-    output = CheckpointOutput(config.out, "align", config, job.inputs, force=config.force, resumable=True)
     if output.result is not None:
         if output.result["reward_source"] != source:
             raise OutputError(
@@ -141,13 +150,17 @@ def run_align(config: AlignConfig) -> AlignResult:
     say(describe(plan))
     reward = open_reward(config, job.device, job.dtype)
     failed: RewardFailed | None = None
-    with output:
-        run = _open_run(job, reward, output.partial)
+    group.wait()  # all have looked at OUT before one of them changes it
+    with output if group.main else nullcontext():
+        group.wait()
+        run = _open_run(job, reward, output.partial, group)
         try:
             with closing(run):
                 run.restore()
                 result = _finish(run, job, run.finish(), source, began)
-            output.commit(result.to_json())
+            if group.main:
+                output.commit(result.to_json())
+            group.wait()
         except RewardFailed as error:
             if not run.step:
                 raise
@@ -219,7 +232,7 @@ def _source(config: AlignConfig) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
 
 
-def _open_run(job: Job, reward: Checked, partial: Path) -> Run:
+def _open_run(job: Job, reward: Checked, partial: Path, group: Group) -> Run:
     """Load the models: three of the policy where the anchor moves, two where it stays."""
     config, device = job.config, job.device
 
@@ -233,32 +246,35 @@ def _open_run(job: Job, reward: Checked, partial: Path) -> Run:
     elif config.moving_anchor:
         anchor = load(job.policy, torch.float32)
     model = load_model(job.policy.path, device=device, dtype=torch.float32)
-    learner = PolicyLearner(model, config, config.steps, job.dtype)
+    learner = PolicyLearner(model, config, config.steps, job.dtype, group=group)
     cast = Cast(learner, reference, anchor, job.words, config.micro_batch)
     stops = stop_tokens(job.tokenizer, model, config.stop_text, job.words)
     sampler = Sampler(stops, job.words, config.max_new_tokens, config.sample_batch, job.dtype)
     writer = Writer(sampler, job.tokenizer, config.stop_text, reward)
     yardstick = Yardstick(job.kept, cast, writer, config.eval_samples, config.n, config.seed)
-    return Run(config, job.prompts, Teaching(config, cast, writer), yardstick, partial)
+    return Run(config, job.prompts, Teaching(config, cast, writer, group), yardstick, partial)
 
 
 def _finish(run: Run, job: Job, stop: Stop | None, source: str | None, began: float) -> AlignResult:
     """Write the model, measure it as written, and say how it compares."""
     config, yardstick, partial = job.config, run.yardstick, run.partial
-    for solved in partial.glob(BAD_BATCH.format("*")):
+    main = run.group.main
+    for solved in partial.glob(BAD_BATCH.format("*")) if main else ():
         solved.unlink()
-    save_model(run.cast.learner.model, job.policy, partial)
-    check_structure(partial, expected_params=job.policy.shape.params)
-    check_contents(partial, source=job.policy.path)
+    save_model(run.cast.learner.model, job.policy, partial, run.group)
+    if main:
+        check_structure(partial, expected_params=job.policy.shape.params)
+        check_contents(partial, source=job.policy.path)
     if run.measurements and run.measurements[-1].step == run.step:
         run.measurements.pop()  # weights on disk are rounded to their type there
     run.measure()
     last = run.measurements[-1]
     best_of = [each.to_json() for each in yardstick.best_of(config.best_of())]
     curve = {"measurements": [each.to_json() for each in run.measurements], "steps": run.figures, "best_of": best_of}
-    (partial / CURVE).write_text(json.dumps(curve))
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in yardstick.examples(EXAMPLES)]
-    (partial / SAMPLES).write_text("".join(lines), "utf-8")
+    if main:
+        (partial / CURVE).write_text(json.dumps(curve))
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in yardstick.examples(EXAMPLES)]
+        (partial / SAMPLES).write_text("".join(lines), "utf-8")
     before = best_of[0]
     return AlignResult(
         out=str(config.out),

@@ -93,6 +93,18 @@ class WeightFiles:
             finally:
                 stop.set()
 
+    def place(self, name: str, values: Array) -> None:
+        """Write the whole of one tensor, whose source then gives no blocks."""
+        for path, tensors in self._files.items():
+            start = self._starts[path]
+            for planned, _ in tensors:
+                if planned.name == name:
+                    assert values.nbytes == planned.nbytes, name
+                    write_at(path, start, values)
+                    return
+                start += planned.nbytes
+        raise KeyError(name)
+
     def _jobs(self) -> Iterator[_Job]:
         for path, tensors in self._files.items():
             start = self._starts[path]

@@ -13,6 +13,7 @@ import typer
 
 from minitron_cli.cli.run import execute
 from minitron_cli.config.base import StageConfig
+from minitron_cli.runtime.launch import require_one_process
 from minitron_cli.runtime.table import Shown
 
 Show = Callable[[dict[str, Any]], Shown]
@@ -26,6 +27,7 @@ def add_stage(
     show: Show,
     *,
     dry_run: tuple[Callable[[Any], dict[str, Any]], Show] | None = None,
+    together: bool = False,
 ) -> None:
     """Register `minitron NAME` for a stage.
 
@@ -33,6 +35,7 @@ def add_stage(
         run: takes the validated configuration and returns a result with `to_json()`; imports heavy modules itself.
         show: the result's JSON as text for people.
         dry_run: for stages with a plan: makes it as JSON, and shows it.
+        together: several processes of a torchrun may run it.
     """
 
     def command(**values: Any) -> None:
@@ -40,6 +43,8 @@ def add_stage(
         dry = values.pop("dry_run", False)
 
         def body() -> dict[str, Any]:
+            if not together:
+                require_one_process(name)
             settings = config.from_mapping({key: value for key, value in values.items() if value is not None})
             if dry and dry_run is not None:
                 return dry_run[0](settings)

@@ -6,13 +6,18 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import typer
 
 from minitron_cli.errors import MinitronError, is_disk_full
+from minitron_cli.runtime.launch import rank
 from minitron_cli.runtime.table import Shown, put
+
+LAST_SECONDS = 20.0
+"""How long a process that has nothing to say waits for the one that has."""
 
 
 class Terminated(BaseException):
@@ -33,6 +38,8 @@ def enter(app: typer.Typer) -> NoReturn:
             raise SystemExit(2) from None
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "minitron"
+        if not _speaks():
+            _leave_last(2)
         message = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
         fail(f"{message}; see `{command} --help`.", 2)
     raise SystemExit(code if isinstance(code, int) else 0)
@@ -52,8 +59,8 @@ def execute(body: Callable[[], Any], *, quiet: bool, as_json: bool, show: Callab
         if _speaks():
             put(json.dumps(result, ensure_ascii=False) if as_json else show(result))
     except MinitronError as error:
-        if error.exit_code == 2 and not _speaks():  # every process of a torchrun finds the same; one says it
-            raise SystemExit(2) from None
+        if error.exit_code == 2 and not (_speaks() or error.for_all):
+            _leave_last(2)
         fail(str(error), error.exit_code)
     except (KeyboardInterrupt, Terminated) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else 143
@@ -74,7 +81,17 @@ def execute(body: Callable[[], Any], *, quiet: bool, as_json: bool, show: Callab
 
 def _speaks() -> bool:
     """Whether this is the process that prints: the only one, or the first that torchrun started."""
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
+
+
+def _leave_last(code: int) -> NoReturn:
+    """Every process of a torchrun finds the same mistake; the first one says it, and torchrun then stops all others.
+
+    It would stop the first one too if another left before it has spoken.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(code))
+    time.sleep(LAST_SECONDS)
+    raise SystemExit(code)
 
 
 def fail(message: str, code: int) -> NoReturn:

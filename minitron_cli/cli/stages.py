@@ -14,6 +14,7 @@ from minitron_cli.config.correct import CorrectConfig
 from minitron_cli.config.distill import DistillConfig
 from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.config.importance import ImportanceConfig
+from minitron_cli.config.plan import PlanConfig
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.config.report import ReportConfig
 from minitron_cli.config.run import CompressConfig, RunConfig
@@ -193,6 +194,18 @@ def _show_run_plan(plan: dict[str, Any]) -> str:
     return f"stages: {' -> '.join(plan['stages'])}\nout: {plan['out']}\n\n{recipe}"
 
 
+def _forecast(config: PlanConfig) -> Any:
+    from minitron_cli.forecast.stage import run_plan
+
+    return run_plan(config)
+
+
+def _show_forecast(plan: dict[str, Any]) -> str:
+    from minitron_cli.forecast.table import format_plan
+
+    return format_plan(plan)
+
+
 def _compress(config: CompressConfig) -> Any:
     from minitron_cli.stages import run_compress
 
@@ -224,14 +237,18 @@ def _show_convert(result: dict[str, Any]) -> str:
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     add_stage(app, "convert", ConvertConfig, _convert, _show_convert)
-    add_stage(app, "importance", ImportanceConfig, _importance, _show_importance)
-    add_stage(app, "search", SearchConfig, _search, _show_search)
+    add_stage(app, "importance", ImportanceConfig, _importance, _show_importance, together=True)
+    add_stage(app, "search", SearchConfig, _search, _show_search, together=True)
     add_stage(app, "prune", PruneConfig, _prune, _show_prune, dry_run=(_plan, _show_plan))
-    add_stage(app, "correct", CorrectConfig, _correct, _show_distill, dry_run=(_plan_correct, _show_distill_plan))
-    add_stage(app, "distill", DistillConfig, _distill, _show_distill, dry_run=(_plan_distill, _show_distill_plan))
-    add_stage(app, "align", AlignConfig, _align, _show_align, dry_run=(_plan_align, _show_align_plan))
+    correcting, distilling = (_plan_correct, _show_distill_plan), (_plan_distill, _show_distill_plan)
+    add_stage(app, "correct", CorrectConfig, _correct, _show_distill, dry_run=correcting, together=True)
+    add_stage(app, "distill", DistillConfig, _distill, _show_distill, dry_run=distilling, together=True)
+    add_stage(app, "align", AlignConfig, _align, _show_align, dry_run=(_plan_align, _show_align_plan), together=True)
     add_stage(app, "eval", EvalConfig, _eval, _show_eval)
     add_stage(app, "bench", BenchConfig, _bench, _show_bench)
-    add_stage(app, "compress", CompressConfig, _compress, _show_run, dry_run=(_plan_compress, _show_run_plan))
-    add_stage(app, "run", RunConfig, _run, _show_run, dry_run=(_plan_run, _show_run_plan))
+    add_stage(
+        app, "compress", CompressConfig, _compress, _show_run, dry_run=(_plan_compress, _show_run_plan), together=True
+    )
+    add_stage(app, "run", RunConfig, _run, _show_run, dry_run=(_plan_run, _show_run_plan), together=True)
+    add_stage(app, "plan", PlanConfig, _forecast, _show_forecast)
     add_stage(app, "report", ReportConfig, _report, lambda result: f"{result['out']}: open it in a browser")

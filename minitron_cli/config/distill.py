@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from minitron_cli.config.base import ExportingConfig, WritingConfig, argument, option, required
 from minitron_cli.config.intermediate import parse_layers_map
 from minitron_cli.config.objective import Objective, parse_objective
+from minitron_cli.config.sharding import ShardingConfig
 from minitron_cli.errors import ConfigError
 
 
@@ -67,10 +68,10 @@ class OptimizerConfig(ExportingConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig(OptimizerConfig, TextConfig):
+class TrainingConfig(OptimizerConfig, TextConfig, ShardingConfig):
     """How to train: data, length, optimizer, how often to save and to look."""
 
-    batch_size: Annotated[int, Ge(1)] = option(32, "Sequences per optimizer step.")
+    batch_size: Annotated[int, Ge(1)] = option(32, "Sequences per optimizer step, of all processes together.")
     micro_batch: Annotated[int, Ge(1)] | None = option(
         None, "Sequences per forward pass; default: the most that memory allows. Results do not depend on it."
     )

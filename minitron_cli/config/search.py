@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from minitron_cli.config.base import StageConfig, argument, option
+from minitron_cli.config.base import argument, option
 from minitron_cli.config.importance import LayerScore, WidthScore
 from minitron_cli.config.prune import Rotate
 from minitron_cli.config.ranking import Mix, parse_mix
+from minitron_cli.config.sharding import ShardingConfig
 from minitron_cli.errors import ConfigError
 
 DEFAULT_STEPS = 400
@@ -19,7 +20,7 @@ DEFAULT_STEPS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig(StageConfig):
+class SearchConfig(ShardingConfig):
     """Find the best smaller shape within budgets: zero-shot loss, then short distillation that halves the field."""
 
     checkpoint: str = argument("Checkpoint to shrink: directory, Hub id or builtin:tiny-py.", keyed=False)

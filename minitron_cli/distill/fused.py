@@ -83,6 +83,7 @@ def head_loss(
     for tokens, found, part in case.in_words() if case.words else case.in_rows():
         sums += found
         gradient[tokens] = part
+    head.reduce()
     values = sums.tolist()
     total = sum(term.weight * value for term, value in zip(objective.terms, values, strict=True))
     return HeadLoss(dict(zip(map(str, objective.terms), values, strict=True)), total, gradient)

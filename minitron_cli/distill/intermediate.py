@@ -20,7 +20,9 @@ from minitron_cli.distill.fused import HeadLoss
 from minitron_cli.distill.state_losses import MEASURES, relation_kl
 from minitron_cli.families.expression import parse, size
 from minitron_cli.models.chunks import CHUNK_TOKENS, chunk_tokens, parts
+from minitron_cli.models.split import device_of, units_of
 from minitron_cli.models.states import HEADS, Listener, Place, States, tap_at
+from minitron_cli.runtime.group import Group
 from minitron_cli.shape import Shape
 
 FLOOR = 1e-6
@@ -123,11 +125,12 @@ class StateLoss:
         self.measures = ("cosine", "mse") if config.state_loss == "both" else (config.state_loss,)
         self.alpha = config.alpha
         self.listener = Listener.at(model, matching.student, dict.fromkeys(match.student for match in self.matches))
+        # A backward pass that begins inside a layer does not come by the hook that gathers its weights.
+        self.units = units_of(model, [placed.module for placed in self.listener.taps.values()])
         self.projection: torch.nn.Parameter | None = None
         if matching.projects:
-            first = next(model.parameters())
             start = orthonormal(matching.teacher["hidden"], matching.student["hidden"], seed=config.seed)
-            self.projection = torch.nn.Parameter(start.to(first.device, first.dtype))
+            self.projection = torch.nn.Parameter(start.to(device_of(model), next(model.parameters()).dtype))
 
     @torch.no_grad()
     def __call__(self, mine: States, theirs: States, lengths: Sequence[int], scale: float) -> StateSums:
@@ -197,8 +200,14 @@ class Weighing:
     alpha would keep the teacher's answers to the whole batch, memory that grows with it, or ask the teacher twice.)
     """
 
-    def __init__(self, losses: StateLoss, parameters: Iterable[torch.nn.Parameter], micro_batches: int) -> None:
-        self.losses, self.parameters = losses, list(parameters)
+    def __init__(
+        self,
+        losses: StateLoss,
+        parameters: Iterable[torch.nn.Parameter],
+        micro_batches: int,
+        group: Group | None = None,
+    ) -> None:
+        self.losses, self.parameters, self.group = losses, list(parameters), group or Group()
         self._known = losses.alpha
         self._single = micro_batches == 1
         self._beside: list[Tensor | None] = [None] * len(self.parameters)
@@ -218,33 +227,37 @@ class Weighing:
         self._tokens += len(hidden)
         states, gradients = list(mine.values()), [found.gradients[place] for place in mine]
         if self._known is not None or self._single:
-            torch.autograd.backward([hidden, *states], [loss.gradient, *(each.mul_(self.alpha) for each in gradients)])
+            alpha = self._weigh()
+            torch.autograd.backward([hidden, *states], [loss.gradient, *(each.mul_(alpha) for each in gradients)])
             return found.terms
         torch.autograd.backward([hidden], [loss.gradient], retain_graph=True)
         self._swap()
+        for unit in self.losses.units:
+            unit.unshard()
         torch.autograd.backward(states, gradients)
         self._swap()
         return found.terms
 
-    @property
-    def alpha(self) -> float:
-        """The constant, or the ratio of the losses so far."""
-        if self._known is not None:
-            return self._known
-        return max(self._logits, 0.0) / max(self._states, FLOOR * self._tokens, math.ulp(0.0))
+    def _weigh(self) -> float:
+        """Alpha: the constant, or the ratio of the losses of the whole step, over all processes."""
+        if self._known is None:
+            logits, states, tokens = self.group.sum_of(self._logits, self._states, self._tokens)
+            self._known = max(logits, 0.0) / max(states, FLOOR * tokens, math.ulp(0.0))
+        return self._known
 
     @torch.no_grad()
     def finish(self) -> float:
         """Complete the gradients, after the last micro-batch; returns alpha."""
+        alpha = self._weigh()
         for parameter, beside in zip(self.parameters, self._beside, strict=True):
             if beside is not None:
-                beside *= self.alpha
+                beside *= alpha
                 parameter.grad = beside if parameter.grad is None else parameter.grad.add_(beside)
         self._beside = [None] * len(self.parameters)
         projection = self.losses.projection
         if projection is not None and projection.grad is not None:
-            projection.grad *= self.alpha
-        return self.alpha
+            projection.grad *= alpha
+        return alpha
 
     def _swap(self) -> None:
         """Exchange the gradients with those kept beside."""

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM between steps: the running step ends first, so that its work can be saved."""
+"""Ctrl-C and SIGTERM between steps: the running step ends first, so that its work can be saved.
+
+Several processes stop after the same step, whichever of them hear the signal and when.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from minitron_cli.runtime.group import Group
 from minitron_cli.runtime.progress import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -28,10 +32,12 @@ class Interrupted(BaseException):
 class Interrupts:
     """While this context is open, signals raise Interrupted: at once, or after the block that is `shielded`.
 
-    A second signal acts as if nobody held it back. In threads other than the main one, nothing is changed.
+    A second signal acts as if nobody held it back. In threads other than the main one, nothing is changed. With several
+    processes a signal always waits for the end of the next shielded block, which all of them come to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: Group | None = None) -> None:
+        self._group = group or Group()
         self._before: dict[int, Any] = {}
         self._shielded = False
         self._pending: int | None = None
@@ -52,10 +58,14 @@ class Interrupts:
             yield
         finally:
             self._shielded = False
-        if self._pending is not None:
-            raise Interrupted(self._pending)
+        if self._group.any(self._pending is not None):
+            raise Interrupted(self._pending or signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._group.size > 1:
+            self._pending = self._pending or number
+            say("Stopping all processes after this step and its checkpoint.")
+            return
         self._restore()
         if not self._shielded:
             raise Interrupted(number)

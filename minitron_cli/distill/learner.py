@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from minitron_cli.config.distill import OptimizerConfig
+from minitron_cli.distill.checkpoints import Saved, fill
 from minitron_cli.distill.dropout import without_dropout
 from minitron_cli.distill.schedule import learning_rate
 from minitron_cli.errors import ConfigError, RunError
+from minitron_cli.models.split import clip_gradients, device_of, is_split
+from minitron_cli.runtime.group import Group
 
 
 class NotFinite(RunError):
@@ -19,7 +22,11 @@ class NotFinite(RunError):
 
 
 class Learner:
-    """AdamW on fp32 weights; bf16 compute by autocast where asked for."""
+    """AdamW on fp32 weights; bf16 compute by autocast where asked for.
+
+    With a group of several processes the model may be split (models/shard.py); each process's gradients are those of
+    its own part of a step, and all of them take each step together.
+    """
 
     def __init__(
         self,
@@ -28,6 +35,7 @@ class Learner:
         steps: int,
         dtype: torch.dtype,
         others: Mapping[str, torch.nn.Parameter | None] | None = None,
+        group: Group | None = None,
     ) -> None:
         """Make the model ready to train, with parameters beside its own where `others` has some.
 
@@ -35,18 +43,21 @@ class Learner:
             ConfigError: its stock class cannot recompute activations.
         """
         self.model, self.optimizing, self.steps = without_dropout(model).train(), config, steps
-        self.device = next(model.parameters()).device
+        self.group = group or Group()
+        self.device = device_of(model)
         self.autocast = dtype if dtype in (torch.bfloat16, torch.float16) else None
         # Decay shrinks matrices; norm weights and biases have a natural scale of their own.
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         decayed = {name: p for name, p in named if p.ndim >= 2}
         free = {name: p for name, p in named if p.ndim < 2}
-        free |= {name: p for name, p in (others or {}).items() if p is not None}
-        self.parameters = {**decayed, **free}
+        beside = {name: p for name, p in (others or {}).items() if p is not None}
+        self.parameters = {**decayed, **free, **beside}
         groups = [
             {"params": list(decayed.values()), "weight_decay": config.weight_decay},
             {"params": list(free.values()), "weight_decay": 0.0},
         ]
+        if beside:  # not split, so not with those that are
+            groups.append({"params": list(beside.values()), "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(
             groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=self.device.type in ("cpu", "cuda")
         )
@@ -74,12 +85,25 @@ class Learner:
         Raises:
             NotFinite: the loss or the gradient is not finite.
         """
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.optimizing.clip))
+        norm = self._clip()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise NotFinite(f"The loss is {loss:.4g} and the gradient's norm {norm:.4g} at step {step + 1}.")
         self.optimizer.step()
         return norm, float(self.optimizer.param_groups[0]["lr"])
+
+    def _clip(self) -> float:
+        """Make the gradient no longer than allowed; returns its norm before."""
+        if self.group.size == 1:
+            return float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.optimizing.clip))
+        # Those of split parameters were summed over all processes on the way.
+        whole = [parameter for parameter in self.parameters.values() if not is_split(parameter)]
+        graded = self.group.total(torch.tensor([parameter.grad is not None for parameter in whole], dtype=torch.int32))
+        for parameter, anywhere in zip(whole, graded.tolist(), strict=True):
+            if anywhere:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.group.total(gradient)
+        return clip_gradients(self.parameters.values(), self.optimizing.clip, self.group)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Weights and optimizer state, by parameter name."""
@@ -90,17 +114,14 @@ class Learner:
                 result[f"{key}.{name}"] = value
         return result
 
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+    def restore(self, saved: Saved) -> None:
         """Take back what `tensors` gave."""
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"weight.{name}"])
-                state = {
-                    key: tensors[f"{key}.{name}"].to(
-                        "cpu" if key == "step" and self.device.type == "cpu" else self.device
-                    )
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                    if f"{key}.{name}" in tensors
+        for name, parameter in self.parameters.items():
+            if f"step.{name}" in saved:
+                place = "cpu" if parameter.device.type == "cpu" else self.device
+                self.optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=place),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
                 }
-                if state:
-                    self.optimizer.state[parameter] = state
+        fill(self.tensors(), saved)

@@ -29,9 +29,11 @@ BAD_BATCH = "not-finite.step-{}.safetensors"
 class Run:
     """`step` steps are done; `losses` and `validations` are their history; all three are part of a checkpoint.
 
+    With several processes each runs this loop on its part of every batch, and process 0 keeps the logs.
+
     Args:
         lesson: what the teacher says of a batch; None where the loss needs no teacher.
-        micro_batch: sequences per forward pass.
+        micro_batch: sequences per forward pass, of each process.
     """
 
     def __init__(
@@ -46,7 +48,8 @@ class Run:
     ) -> None:
         self.config, self.source, self.validation = config, source, validation
         self.trainer, self.lesson, self.partial, self.micro_batch = trainer, lesson, partial, micro_batch
-        self.checkpoints = Checkpoints(partial, config.keep)
+        self.group = trainer.group
+        self.checkpoints = Checkpoints(partial, config.keep, group=self.group)
         self.step = self.tokens = 0
         self.losses: list[float] = []
         self.validations: list[tuple[int, float]] = []
@@ -69,7 +72,8 @@ class Run:
             self.source.seek(self.step, values["source"])
             say(f"Resuming at step {self.step} of {self.trainer.steps}.")
         validated = {step for step, _ in self.validations}
-        self.logs = open_logs(self.config.log, self.partial, self.config.out, self.step, validated)
+        if self.group.main:
+            self.logs = open_logs(self.config.log, self.partial, self.config.out, self.step, validated)
 
     def close(self) -> None:
         """Finish the logs and let go of the data."""
@@ -92,7 +96,7 @@ class Run:
             ConfigError: the model cannot be compiled here.
         """
         try:
-            with Interrupts() as interrupts:
+            with Interrupts(self.group) as interrupts:
                 self._train(interrupts)
         except Interrupted as signal:
             self.save()
@@ -123,8 +127,10 @@ class Run:
         """Validation loss of the student now, once per step."""
         if self.validation is None or (self.validations and self.validations[-1][0] == self.step):
             return
-        count = self.config.eval_sequences
-        loss = evaluate_split(self.trainer.model, self.validation, batch_size=self.micro_batch, max_sequences=count)
+        count, size = self.config.eval_sequences, self.micro_batch
+        loss = evaluate_split(
+            self.trainer.model, self.validation, batch_size=size, max_sequences=count, group=self.group
+        )
         self.validations.append((self.step, loss.loss))
         self._log({"step": self.step, "validation": loss.loss})
 
@@ -155,8 +161,8 @@ class Run:
             except NotFinite as error:
                 raise self._not_finite(error, sequences) from error
             except torch.OutOfMemoryError:
-                if self.tokens_here or self.micro_batch == 1:
-                    raise
+                if self.tokens_here or self.micro_batch == 1 or self.group.size > 1:
+                    raise  # one process of several cannot go back alone
             except MinitronError:
                 raise
             except Exception as error:
@@ -168,6 +174,7 @@ class Run:
 
     def _attempt(self, sequences: Sequences) -> Update:
         size, device = self.micro_batch, self.trainer.device
+        sequences = sequences[self.group.part]
         parts = [sequences[start : start + size] for start in range(0, len(sequences), size)]
         batches = [Batch.read(part, device) for part in parts]
         lessons = (self.lesson(batch) for batch in batches) if self.lesson else ()
@@ -185,7 +192,9 @@ class Run:
         """Keep the batch for whoever looks for the cause."""
         path = self.partial / BAD_BATCH.format(self.step + 1)
         tensors = {"ids": torch.from_numpy(sequences.ids), "targets": torch.from_numpy(sequences.targets)}
-        save_state(path, tensors, {"step": self.step + 1, "rows": sequences.rows})
+        if self.group.main:
+            save_state(path, tensors, {"step": self.step + 1, "rows": sequences.rows})
+        self.group.wait()
         found = self.checkpoints.found()
         kept = f"{found[-1]} is the last checkpoint" if found else "no checkpoint was due before it"
         return RunError(

@@ -17,7 +17,7 @@ MEASURED_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Sizes in bytes; `seconds` is rough: products only, at the speed of one product measured now."""
+    """Sizes in bytes, of one process; `seconds` is rough: products only, at the speed of one product measured now."""
 
     steps: int
     tokens: int
@@ -25,6 +25,7 @@ class TrainingPlan:
     passes: float | None
     batch_size: int
     micro_batch: int
+    processes: int
     device: str
     dtype: str
     memory: dict[str, int]
@@ -47,7 +48,7 @@ def make_plan(case: Case, steps: int, sequences: int | None, micro_batch: int) -
     config = case.config
     per_step = config.batch_size * case.seq_len
     flops = float(step_flops(case) * steps)
-    speed = product_speed(case, micro_batch)
+    speed = product_speed(case, micro_batch) * case.spread.processes
     return TrainingPlan(
         steps=steps,
         tokens=steps * per_step,
@@ -55,6 +56,7 @@ def make_plan(case: Case, steps: int, sequences: int | None, micro_batch: int) -
         passes=steps * config.batch_size / sequences if sequences else None,
         batch_size=config.batch_size,
         micro_batch=micro_batch,
+        processes=case.spread.processes,
         device=str(case.device),
         dtype=str(case.dtype).removeprefix("torch."),
         memory=case.memory(micro_batch),
@@ -67,11 +69,11 @@ def make_plan(case: Case, steps: int, sequences: int | None, micro_batch: int) -
 
 def step_flops(case: Case) -> int:
     """Of one optimizer step's matrix products: forward, twice that backward, again forward where activations are made
-    anew; the teacher's forward. Attention over the context is left out.
+    anew; the teacher's forward. A token sees half of its sequence on average.
     """
-    passes = 4 if case.config.checkpoint_activations else 3
-    per_token = passes * case.student.flops_per_token()
-    per_token += case.teacher.flops_per_token() if case.teacher else 0
+    passes, seen = 4 if case.config.checkpoint_activations else 3, case.seq_len // 2
+    per_token = passes * case.student.flops_per_token(seen)
+    per_token += case.teacher.flops_per_token(seen) if case.teacher else 0
     return case.config.batch_size * case.seq_len * per_token
 
 
@@ -103,8 +105,10 @@ def describe(plan: TrainingPlan) -> str:
     """The plan as lines of text."""
     steps = f"{plan.steps} steps of {plan.tokens_per_step:,} tokens"
     passes = f", {plan.passes:.2f} passes over the training data" if plan.passes is not None else ""
-    whole = plan.micro_batch == plan.batch_size
+    whole = plan.micro_batch * plan.processes == plan.batch_size
     parts = "the whole batch" if whole else f"{plan.micro_batch} of {plan.batch_size} sequences"
+    if plan.processes > 1:
+        parts = f"{plan.micro_batch} of {plan.batch_size} sequences in each of {plan.processes} processes"
     held = ", ".join(f"{name} {byte_size(size)}" for name, size in plan.memory.items() if size)
     needed = sum(plan.memory.values())
     return (

@@ -22,14 +22,18 @@ from minitron_cli.distill.logs import require_log
 from minitron_cli.distill.loop import BAD_BATCH, Run
 from minitron_cli.distill.memory import Case, save_micro_batch, saved_micro_batch
 from minitron_cli.distill.plan import TrainingPlan, describe, make_plan
+from minitron_cli.distill.spread import Spread
 from minitron_cli.distill.teachers import TeacherPlan, as_taught, plan_teacher, teacher_checkpoint
 from minitron_cli.distill.trainer import Teacher, Trainer
-from minitron_cli.errors import InputError
+from minitron_cli.errors import ConfigError, InputError
 from minitron_cli.manifest import fingerprint, read_manifest, require_disk
 from minitron_cli.models.load import context_length, load_model, new_model, own_memory
 from minitron_cli.models.save import save_model
+from minitron_cli.models.shard import Sharding
 from minitron_cli.runtime.device import pick_device, pick_dtype
-from minitron_cli.runtime.memory import peak_rss_bytes
+from minitron_cli.runtime.group import Group, process_group
+from minitron_cli.runtime.launch import processes
+from minitron_cli.runtime.memory import peak_rss_bytes, total_bytes
 from minitron_cli.runtime.progress import say
 from minitron_cli.tokens import Source
 
@@ -118,50 +122,70 @@ def train(config: DistillConfig, trained: str, stage: str, given: TrainingConfig
         stage: the stage's name in the manifest.
         given: its configuration as the user gave it.
     """
+    with process_group() as group:
+        return _train(config, trained, stage, given, group)
+
+
+def _train(config: DistillConfig, trained: str, stage: str, given: TrainingConfig, group: Group) -> DistillResult:
     began = time.monotonic()
-    job = _job(config, trained)
-    student, device, source = job.student, job.case.device, job.corpus.source
-    output = CheckpointOutput(config.out, stage, given, job.inputs, force=config.force, resumable=True)
+    with group.main_first():  # a finished OUT.partial is renamed by one of them
+        job = _job(config, trained)
+        output = CheckpointOutput(config.out, stage, given, job.inputs, force=config.force, resumable=True)
     if output.result is not None:
         say(f"{config.out} is up to date.")
         return DistillResult(**output.result)
+    student, device, source, spread = job.student, job.case.device, job.corpus.source, job.case.spread
     require_same_data(output, job.inputs, config.data)
-    micro_batch = job.case.micro_batch(saved_micro_batch(output.partial) if output.resuming else None)
+    before = saved_micro_batch(output.partial, spread.processes) if output.resuming else None
+    micro_batch = group.least(job.case.micro_batch(before))
     # One checkpoint more than are kept exists while it replaces the oldest, and the result beside them.
     require_disk(config.out, student.shape.params * 12 * (config.keep + 1) + student.nbytes, "The training state")
     if job.teacher is not None:
         job.teacher.require_room(device)
-    say(describe(job.plan(micro_batch)))
+    if group.main:
+        say(describe(job.plan(micro_batch)))
+        if group.size > 1:
+            say(spread.describe())
     if job.states is not None:
         say(job.states.describe())
-    with output:
-        note_data(output, job.inputs, config.data)
+    group.wait()  # all have looked at OUT before one of them changes it
+    with output if group.main else nullcontext():
+        if group.main:
+            note_data(output, job.inputs, config.data)
+            save_micro_batch(output.partial, micro_batch, spread.processes)
         validation = job.corpus.validation(config.eval_sequences)
-        save_micro_batch(output.partial, micro_batch)
-        teacher = job.teacher.open(device) if job.teacher else None
-        model = _student_model(student, config, device)
+        held = spread.teacher_sharding(group, device, job.case.dtype)
+        teacher = job.teacher.open(device, group, held) if job.teacher else None
+        model = _student_model(student, config, device, spread.student_sharding(group, device, job.case.dtype))
         config = as_taught(config, job.teacher)
         if job.states is not None:
             assert isinstance(teacher, Teacher)
             teacher.listener = job.states.teacher_listener(teacher.model)
         state_loss = job.states.loss(model) if job.states else None
-        trainer = Trainer(model, config, job.steps, job.case.dtype, state_loss)
+        trainer = Trainer(model, config, job.steps, job.case.dtype, state_loss, group)
         lesson = teacher.lesson if teacher else None
         run = Run(config, source, validation, trainer, lesson, output.partial, micro_batch)
         with closing(run), closing(teacher) if teacher else nullcontext():
             run.restore()
             run.finish()
-            save_model(model, student, output.partial)
-            check_structure(output.partial, expected_params=student.shape.params)
-            check_contents(output.partial, source=student.path)
+            save_model(model, student, output.partial, group)
+            if group.main:
+                check_structure(output.partial, expected_params=student.shape.params)
+                check_contents(output.partial, source=student.path)
             result = _result(run, config, began)
-        per_step = config.batch_size * source.seq_len
-        curve = {"loss": run.losses, "validation": run.validations, "tokens_per_step": per_step}
-        (output.partial / CURVE).write_text(json.dumps(curve))
-        for solved in output.partial.glob(BAD_BATCH.format("*")):
-            solved.unlink()
-        output.commit(result.to_json())
+        if group.main:
+            _commit(output, run, result, config.batch_size * source.seq_len)
+        group.wait()
     return result
+
+
+def _commit(output: CheckpointOutput, run: Run, result: DistillResult, tokens_per_step: int) -> None:
+    """Add the curve to the checkpoint, and let OUT appear."""
+    curve = {"loss": run.losses, "validation": run.validations, "tokens_per_step": tokens_per_step}
+    (output.partial / CURVE).write_text(json.dumps(curve))
+    for solved in output.partial.glob(BAD_BATCH.format("*")):
+        solved.unlink()
+    output.commit(result.to_json())
 
 
 def _job(config: DistillConfig, trained: str) -> Job:
@@ -180,14 +204,22 @@ def _job(config: DistillConfig, trained: str) -> Job:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, device)
     inputs = {trained: fingerprint(student.path), **corpus.inputs}
-    steps = config.steps or max(1, round((config.tokens or 0) / (config.batch_size * source.seq_len)))
+    steps = steps_of(config, source.seq_len)
     taught = plan_teacher(config, teacher, student.shape["vocab"], corpus.dataset, inputs["data"], steps, dtype)
     if taught is not None:
         inputs["teacher"] = taught.identity
     held = taught.live.shape if taught and taught.live else None
     states = Matching.of(config, held, student.shape) if config.states and held else None
-    case = Case(student.shape, held, config, source.seq_len, device, dtype, states)
+    if config.compile and processes() > 1:
+        raise ConfigError("--compile needs one process; leave it out under torchrun.")
+    spread = Spread.of(config, processes(), student.shape, held, dtype, total_bytes(device))
+    case = Case(student.shape, held, config, source.seq_len, device, dtype, states, spread)
     return Job(config, student, taught, corpus, inputs, case, steps)
+
+
+def steps_of(config: TrainingConfig, seq_len: int) -> int:
+    """Optimizer steps, as asked for or as tokens need."""
+    return config.steps or max(1, round((config.tokens or 0) / (config.batch_size * seq_len)))
 
 
 def require_data_fits(name: str, checkpoint: Checkpoint, source: Source) -> None:
@@ -207,12 +239,14 @@ def require_data_fits(name: str, checkpoint: Checkpoint, source: Source) -> None
         )
 
 
-def _student_model(student: Checkpoint, config: DistillConfig, device: torch.device) -> Any:
+def _student_model(student: Checkpoint, config: DistillConfig, device: torch.device, sharding: Sharding | None) -> Any:
     """The student in fp32: its own weights, or fresh ones of its shape."""
     if config.init == "random":
-        model = new_model(student.config, seed=config.seed, dtype=torch.float32)
+        model = new_model(dict(student.config), seed=config.seed, dtype=torch.float32)
         own_memory(model)
-        return model.to(device)
+        return sharding.split(model, student.shape, trained=True) if sharding else model.to(device)
+    if sharding is not None:
+        return sharding.load(student, trained=True)
     return load_model(student.path, device=device, dtype=torch.float32)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import PreTrainedModel
 
 from minitron_cli.checkpoint.hub import is_local, resolve
 from minitron_cli.checkpoint.reader import Checkpoint
@@ -21,6 +22,8 @@ from minitron_cli.distill.trainer import Teacher
 from minitron_cli.errors import ConfigError, OutputError
 from minitron_cli.manifest import StageOutput, digest, fingerprint, require_disk
 from minitron_cli.models.load import load_model
+from minitron_cli.models.shard import Sharding
+from minitron_cli.runtime.group import Group
 from minitron_cli.runtime.progress import quantity, say
 from minitron_cli.tokens import Split, TokenDataset, batch_rows
 
@@ -74,8 +77,10 @@ class TeacherPlan:
             require_caching_memory(self.checkpoint.shape, self.cache.split, self.dtype, device)
             self.cache.require_disk()
 
-    def open(self, device: torch.device) -> Teacher | CachedTeacher:
-        """Load the model, or the cache, written first where it is absent.
+    def open(
+        self, device: torch.device, group: Group | None = None, sharding: Sharding | None = None
+    ) -> Teacher | CachedTeacher:
+        """Load the model, split where `sharding` says so, or the cache, written by one process where it is absent.
 
         Raises:
             CheckpointError: the stock class cannot load the model.
@@ -83,27 +88,40 @@ class TeacherPlan:
         """
         if self.cache is None:
             assert self.checkpoint is not None
-            return Teacher(load_model(self.checkpoint.path, device=device, dtype=self.dtype))
-        if self.cache.absent:
-            assert self.checkpoint is not None
-            self.cache.write(Teacher(load_model(self.checkpoint.path, device=device, dtype=self.dtype)), device)
-        return CachedTeacher(TeacherCache(self.cache.directory), self.cache.visits, device)
+            if sharding is not None:
+                return Teacher(sharding.load(self.checkpoint, trained=False))
+            return Teacher(self._whole(device))
+        cache, group = self.cache, group or Group()
+        if cache.absent:
+            group.alone(lambda: cache.write(Teacher(self._whole(device)), device))
+        return CachedTeacher(TeacherCache(cache.directory), cache.visits_of(group), device)
+
+    def _whole(self, device: torch.device) -> PreTrainedModel:
+        assert self.checkpoint is not None
+        return load_model(self.checkpoint.path, device=device, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """A cache to read, after writing it where `output` is given. `visits`: rows of the split as training meets them."""
+    """A cache to read, after writing it where `output` is given. `visits`: rows of the split as training meets them,
+    `batch` of them in each step.
+    """
 
     directory: Path
     content: Content
     split: Split
     visits: npt.NDArray[np.int64]
+    batch: int
     output: StageOutput | None = None
 
     @property
     def absent(self) -> bool:
         """Whether it has to be written."""
         return self.output is not None and self.output.result is None
+
+    def visits_of(self, group: Group) -> npt.NDArray[np.int64]:
+        """What one process meets of them."""
+        return self.visits.reshape(-1, self.batch)[:, group.part].ravel()
 
     def require_disk(self) -> None:
         """Say what will be written, and refuse what does not fit.
@@ -173,7 +191,7 @@ def plan_teacher(
         content, key = output.config, output.key
     _say_common(student_vocab, content.vocab)
     loss = cached_loss(config, directory, content)
-    plan = CachePlan(directory, content, split, visits, output)
+    plan = CachePlan(directory, content, split, visits, config.batch_size, output)
     return TeacherPlan(checkpoint if output else None, loss, digest([key, loss]), dtype, plan)
 
 

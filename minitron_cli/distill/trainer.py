@@ -17,6 +17,7 @@ from minitron_cli.distill.learner import NotFinite as NotFinite
 from minitron_cli.distill.losses import TopK
 from minitron_cli.models.head import Head, backbone_of, backbone_output
 from minitron_cli.models.states import Listener, States
+from minitron_cli.runtime.group import Group
 from minitron_cli.tokens import Sequences
 
 
@@ -85,14 +86,21 @@ class Trainer(Learner):
     """A student that learns from hidden states: its objective, and intermediate states where they are matched."""
 
     def __init__(
-        self, model: Any, config: DistillConfig, steps: int, dtype: torch.dtype, states: StateLoss | None = None
+        self,
+        model: Any,
+        config: DistillConfig,
+        steps: int,
+        dtype: torch.dtype,
+        states: StateLoss | None = None,
+        group: Group | None = None,
     ) -> None:
         """Make the model ready to train, on intermediate states too where their loss is given.
 
         Raises:
             ConfigError: its stock class cannot recompute activations.
         """
-        super().__init__(model, config, steps, dtype, {"states.projection": states.projection if states else None})
+        others = {"states.projection": states.projection if states else None}
+        super().__init__(model, config, steps, dtype, others, group)
         self.config, self.objective = config, config.objective
         self.states, self.listener = states, states.listener if states else Listener()
         # Beside the module, not in it: the head calls the same backbone with a forward of its own.
@@ -112,18 +120,23 @@ class Trainer(Learner):
     def update(self, batches: Sequence[Batch], lessons: Iterable[Lesson | TopK], step: int) -> Update:
         """One optimizer step over micro-batches; every token of the step has the same weight, whatever their number.
 
+        With several processes each gives its own micro-batches, all the same number of them.
+
         Args:
             lessons: the teacher's answer to each micro-batch, asked for one by one; empty where the loss needs none.
 
         Raises:
             NotFinite: the loss or the gradient is not finite.
         """
-        count = max(1, sum(int(batch.targets.sum()) for batch in batches))
+        (tokens,) = self.group.sum_of(sum(int(batch.targets.sum()) for batch in batches))
+        count = max(1, int(tokens))
         answers = iter(lessons)
         sums: dict[str, float] = {}
         self.begin(step)
         total = 0.0
-        weighing = Weighing(self.states, self.parameters.values(), len(batches)) if self.states else None
+        weighing = None
+        if self.states is not None:
+            weighing = Weighing(self.states, self.parameters.values(), len(batches), self.group)
         for batch in batches:
             lesson = next(answers, None)
             with self.computing():
@@ -147,7 +160,8 @@ class Trainer(Learner):
                 total += loss.total
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0.0) + value
-        terms = {name: value / count for name, value in sums.items()}
+        total, *everywhere = self.group.sum_of(total, *sums.values())
+        terms = {name: value / count for name, value in zip(sums, everywhere, strict=True)}
         if weighing is not None:
             terms["alpha"] = weighing.finish()
         norm, rate = self.finish(total / count, step)

@@ -6,7 +6,7 @@ Hidden states go through the model's own output head a few tokens at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch.nn.functional import cross_entropy
 from minitron_cli.errors import InputError, RunError
 from minitron_cli.models.chunks import block_tokens, parts
 from minitron_cli.models.head import Head, backbone_output
+from minitron_cli.models.split import device_of
+from minitron_cli.runtime.group import Group
 from minitron_cli.runtime.progress import Progress
 from minitron_cli.tokens import Split
 
@@ -63,6 +65,7 @@ def evaluate_split(
     max_sequences: int | None = None,
     progress: Progress | None = None,
     losses_of: Callable[[range, Tensor], Tensor] | None = None,
+    group: Group | None = None,
 ) -> Perplexity:
     """Predict every token of the first `max_sequences` sequences from those before it in the same sequence.
 
@@ -71,27 +74,40 @@ def evaluate_split(
     Args:
         losses_of: rows of the split and their ids (batch, seq) to losses (batch, seq - 1), where the model cannot be
             run as a whole.
+        group: processes that share the sequences; each must call this.
 
     Raises:
         InputError: no token is a target.
         RunError: the loss is not a finite number.
     """
     sequences = min(len(split), max_sequences or len(split))
-    device = next(model.parameters()).device
+    device, group = device_of(model), group or Group()
     nats, tokens = 0.0, 0
-    for start in range(0, sequences, batch_size):
-        rows = range(start, min(start + batch_size, sequences))
+    for rows, counts in _shared(sequences, batch_size, group):
         targets = torch.from_numpy(split.targets(rows)[:, 1:])
         ids = torch.from_numpy(split.rows(rows)).to(device)
         losses = (token_losses(model, ids) if losses_of is None else losses_of(rows, ids)).cpu()
-        nats += float(losses[targets].double().sum())
-        tokens += int(targets.sum())
-        if not math.isfinite(nats):
+        if counts:
+            nats += float(losses[targets].double().sum())
+            tokens += int(targets.sum())
+        if group.size == 1 and not math.isfinite(nats):
             raise RunError(f"The loss is {nats} on sequences {rows.start} to {rows.stop - 1}; try --dtype float32.")
         if progress is not None:
             progress.advance(len(rows), rated=targets.numel(), note=f"loss {nats / max(tokens, 1):.4f}")
+    nats, predicted = group.sum_of(nats, tokens)
+    tokens = int(predicted)
+    if not math.isfinite(nats):
+        raise RunError(f"The loss is {nats} on the {split.name} split; try --dtype float32.")
     if tokens == 0:
         raise InputError(f"No token of the {split.name} split is a target; prepare the data without an empty mask.")
     loss = nats / tokens
     bits = nats / math.log(2) / (tokens * split.bytes_per_token)
     return Perplexity(loss, math.exp(min(loss, 700.0)), bits, tokens)  # exp(710) would overflow
+
+
+def _shared(sequences: int, batch_size: int, group: Group) -> Iterator[tuple[range, bool]]:
+    """This process's batches, and whether each counts: all processes pass equally many, some of them for company."""
+    batches = [range(start, min(start + batch_size, sequences)) for start in range(0, sequences, batch_size)]
+    for first in range(0, len(batches), group.size):
+        mine = first + group.rank
+        yield (batches[mine], True) if mine < len(batches) else (batches[first], False)

@@ -65,6 +65,11 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
         UserError: the input is wrong; nothing was written.
         RunError: scores are not finite.
     """
+    with process_group() as group:
+        return _run(config, group)
+
+
+def _run(config: ImportanceConfig, group: Group) -> ImportanceResult:
     began = time.monotonic()
     checkpoint = Checkpoint(resolve(config.checkpoint))
     _ = checkpoint.declared
@@ -79,50 +84,50 @@ def run_importance(config: ImportanceConfig) -> ImportanceResult:
     inputs = {"checkpoint": fingerprint(checkpoint.path), "data": fingerprint(config.data)}
     if config.depth_task_dir is not None:
         inputs["tasks"] = fingerprint(config.depth_task_dir)
-    output = StageOutput(config.out, "importance", config, inputs, force=config.force, resumable=True)
+    with group.main_first():  # a finished OUT.partial is renamed by one of them
+        output = StageOutput(config.out, "importance", config, inputs, force=config.force, resumable=True)
     if output.result is not None:
         say(f"{config.out} is up to date.")
         return ImportanceResult(**output.result)
     memory = PassMemory.of(checkpoint, config, dataset.seq_len, device, dtype)
     memory.require()
-    streamed = config.stream or not memory.resident_fits()
+    streamed = config.stream or group.any(not memory.resident_fits())
     require_scorable(config, checkpoint.shape["layers"], streamed=streamed)
     if streamed:
         held, whole = byte_size(memory.frame + memory.layer // 2), byte_size(memory.weights)
         say(f"One layer at a time: {held} of {whole} of weights in memory.")
     # A streamed pass keeps two sets of states on disk, so that it can go on where it was killed.
     require_disk(config.out, (64 << 20) + 2 * memory.states * streamed, "The calibration pass")
-    with process_group() as group:
-        group.wait()  # all have looked at OUT before one of them changes it
-        with output if group.main else nullcontext():
-            group.wait()
-            model = open_model(checkpoint, device, dtype, streamed=streamed)
-            gathered = _swept(model, config, split, group, output.partial, memory.place())
-            scores = gathered.scores()
-            scores |= _removed(model, config, split, group, output.partial)
-            # Axes that no activation shows (rotary pairs, query and key channels) are ranked by weights.
-            known = scores.keys() | checkpoint.shape.absent
-            unheard = [axis.name for axis in scored_axes(checkpoint.shape) if axis.name not in known]
-            scores |= weight_norm_scores(checkpoint, only=unheard)
-            _require_finite(scores, dtype)
-            tokens = gathered.experts.tokens()
-            for line in describe_tokens(tokens):
-                say(line)
-            result = ImportanceResult(
-                out=str(config.out),
-                samples=config.samples,
-                tokens=config.samples * dataset.seq_len,
-                axes=sorted(name for name in scores if "." not in name),
-                layers={name: scores[name].tolist() for name in sorted(scores) if name.partition(".")[0] in DEPTH},
-                seconds=round(time.monotonic() - began, 3),
-                peak_rss_bytes=peak_rss_bytes(),
-                expert_tokens={str(layer): counts for layer, counts in tokens.items()},
-            )
-            if group.main:
-                save_file(scores, output.partial / SCORES)
-                save_file(gathered.residual.tensors(), output.partial / STATISTICS)
-                output.commit(result.to_json())
-            group.wait()
+    group.wait()  # all have looked at OUT before one of them changes it
+    with output if group.main else nullcontext():
+        group.wait()
+        model = open_model(checkpoint, device, dtype, streamed=streamed)
+        gathered = _swept(model, config, split, group, output.partial, memory.place())
+        scores = gathered.scores()
+        scores |= _removed(model, config, split, group, output.partial)
+        # Axes that no activation shows (rotary pairs, query and key channels) are ranked by weights.
+        known = scores.keys() | checkpoint.shape.absent
+        unheard = [axis.name for axis in scored_axes(checkpoint.shape) if axis.name not in known]
+        scores |= weight_norm_scores(checkpoint, only=unheard)
+        _require_finite(scores, dtype)
+        tokens = gathered.experts.tokens()
+        for line in describe_tokens(tokens):
+            say(line)
+        result = ImportanceResult(
+            out=str(config.out),
+            samples=config.samples,
+            tokens=config.samples * dataset.seq_len,
+            axes=sorted(name for name in scores if "." not in name),
+            layers={name: scores[name].tolist() for name in sorted(scores) if name.partition(".")[0] in DEPTH},
+            seconds=round(time.monotonic() - began, 3),
+            peak_rss_bytes=peak_rss_bytes(),
+            expert_tokens={str(layer): counts for layer, counts in tokens.items()},
+        )
+        if group.main:
+            save_file(scores, output.partial / SCORES)
+            save_file(gathered.residual.tensors(), output.partial / STATISTICS)
+            output.commit(result.to_json())
+        group.wait()
     return result
 
 

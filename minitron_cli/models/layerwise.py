@@ -31,6 +31,14 @@ class Call:
         return Call(_moved(self.args, device), _moved(self.kwargs, device))
 
 
+def layer_list(model: Any, shape: Shape) -> tuple[torch.nn.Module, str, torch.nn.ModuleList]:
+    """The backbone's list of decoder layers: the module that holds it, under which name, and the list."""
+    (tap,) = shape.family.taps["block"]
+    parent, name = tap.module.removesuffix(".{layer}").rsplit(".", 1)
+    holder = model.get_submodule(parent)
+    return holder, name, getattr(holder, name)
+
+
 class LayerwiseModel:
     """A causal LM whose layers are run singly, in any order, on hidden states (batch, seq, hidden).
 
@@ -40,10 +48,7 @@ class LayerwiseModel:
 
     def __init__(self, model: Any, shape: Shape) -> None:
         self.model, self.shape = model, shape
-        (tap,) = shape.family.taps["block"]
-        parent, self._name = tap.module.removesuffix(".{layer}").rsplit(".", 1)
-        self._parent = model.get_submodule(parent)
-        self._stock_list: torch.nn.ModuleList = getattr(self._parent, self._name)
+        self._parent, self._name, self._stock_list = layer_list(model, shape)
         self.layers: list[torch.nn.Module] = list(self._stock_list)
         self._calls: dict[tuple[int, ...], list[Call]] = {}
         self._wrap: Callable[[torch.Tensor], Any] = lambda hidden: hidden

@@ -66,8 +66,7 @@ class StreamedModel(LayerwiseModel):
             CheckpointError: the files do not hold all of them.
         """
         layer = self.layers[number]
-        self._load(number)
-        _require_whole(dict(layer.named_parameters()))
+        self.fill(number)
         try:
             yield
         finally:
@@ -76,6 +75,15 @@ class StreamedModel(LayerwiseModel):
                     if parameter is not None:
                         module._parameters[leaf] = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
             give_back_freed()
+
+    def fill(self, number: int) -> None:
+        """Read one layer's weights, for good.
+
+        Raises:
+            CheckpointError: the files do not hold all of them.
+        """
+        self._load(number)
+        _require_whole(dict(self.layers[number].named_parameters()))
 
     def _load(self, layer: int | None) -> None:
         """Read the tensors of one layer, or of the frame; the stock loader's own conversions apply.

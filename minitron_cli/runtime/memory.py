@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from minitron_cli.errors import ResourceError
+from minitron_cli.runtime.launch import local_processes
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,17 @@ def available_bytes(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
-    return min(int(psutil.virtual_memory().available), _cgroup_available())
+    # Processes of one torchrun share a machine's memory.
+    return min(int(psutil.virtual_memory().available), _cgroup_available()) // local_processes()
+
+
+def total_bytes(device: torch.device) -> int:
+    """Memory of the device, or of a process's share of the machine."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total) // local_processes()
 
 
 def _cgroup_available() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
@@ -11,11 +11,13 @@ from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.distill import DistillConfig
 from minitron_cli.config.search import DEFAULT_STEPS, SearchConfig
 from minitron_cli.distill.memory import SHARE, Case
+from minitron_cli.distill.spread import Spread
 from minitron_cli.distill.stage import require_data_fits
 from minitron_cli.distill.teachers import TeacherPlan, as_taught, plan_teacher, teacher_checkpoint
 from minitron_cli.models.match import require_same_tokenizer
 from minitron_cli.runtime.device import pick_dtype
-from minitron_cli.runtime.memory import available_bytes
+from minitron_cli.runtime.group import Group
+from minitron_cli.runtime.memory import available_bytes, total_bytes
 from minitron_cli.search.halving import Schedule
 from minitron_cli.shape import Shape
 from minitron_cli.tokens import PreparedSource, TokenDataset
@@ -26,7 +28,8 @@ class Course:
     """How candidates train.
 
     `training`: as `distill` would be told; `taught`: by whom, None without a teacher; `micro_batch`: sequences per
-    forward pass of every candidate; `free`: bytes that candidates may take together.
+    forward pass of every candidate; `free`: bytes that candidates may take together; `spread`: of every candidate, as
+    the largest needs it.
     """
 
     training: DistillConfig
@@ -37,6 +40,7 @@ class Course:
     dtype: torch.dtype
     micro_batch: int = 0
     free: int = 0
+    spread: Spread = field(default_factory=Spread)
 
     @classmethod
     def of(
@@ -80,22 +84,29 @@ class Course:
         """The same with so many candidates of each size."""
         return replace(self, schedule=replace(self.schedule, entrants=tuple(entrants)))
 
-    def within_memory(self, students: Sequence[Shape], before: int | None) -> Course:
+    def within_memory(self, students: Sequence[Shape], before: int | None, group: Group | None = None) -> Course:
         """The same with a micro-batch: what the largest candidate, training alone, has room for.
 
         Args:
-            before: what an interrupted run chose.
+            before: what an interrupted run of as many processes chose.
 
         Raises:
             ResourceError: not even one candidate fits.
         """
-        micro_batch = self.case(max(students, key=lambda shape: shape.params)).micro_batch(before)
-        return replace(self, micro_batch=micro_batch, free=round(SHARE * available_bytes(self.device)))
+        group = group or Group()
+        largest = max(students, key=lambda shape: shape.params)
+        held = self.taught.live.shape if self.taught and self.taught.live else None
+        memory = total_bytes(self.device)
+        spread = Spread.of(self.training, group.size, largest, held, self.dtype, memory)
+        course = replace(self, spread=spread)
+        micro_batch = group.least(course.case(largest).micro_batch(before))
+        free = group.least(round(SHARE * available_bytes(self.device)))
+        return replace(course, micro_batch=micro_batch, free=free)
 
     def case(self, student: Shape) -> Case:
         """What decides memory and time of one candidate."""
         held = self.taught.live.shape if self.taught and self.taught.live else None
-        return Case(student, held, self.training, self.seq_len, self.device, self.dtype)
+        return Case(student, held, self.training, self.seq_len, self.device, self.dtype, None, self.spread)
 
     def groups(self, students: Mapping[str, Shape]) -> list[list[str]]:
         """Candidates that train at the same time, under one teacher: as many as fit, in their order."""
@@ -121,7 +132,8 @@ class Course:
         parts = [self.case(shape).memory(self.micro_batch) for shape in students]
         waiting = sum(part["weights"] + part["optimizer"] for part in parts)
         passing = max(sum(part.values()) - part["weights"] - part["optimizer"] - part["teacher"] for part in parts)
-        saving = max(12 * shape.params for shape in students) if self.device.type == "cpu" else 0
+        copied = self.device.type == "cpu" and self.spread.processes == 1
+        saving = max(12 * shape.params for shape in students) if copied else 0
         return waiting + max(passing, saving) + parts[0]["teacher"] + self._lessons()
 
     def _lessons(self) -> int:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from minitron_cli.config.ranking import Mix
 from minitron_cli.errors import RunError
 from minitron_cli.prune.plan import PrunePlan
@@ -34,18 +36,23 @@ class Funnel:
         self.mix, self.journal = mix, journal
 
     def measure(self, plans: Mapping[str, PrunePlan], zero_shot: ZeroShot) -> None:
-        """Zero-shot losses of all candidates."""
-        losses = self.journal.zero_shot
+        """Zero-shot losses of all candidates; processes take turns."""
+        losses, group = self.journal.zero_shot, self.journal.group
+        waiting = [name for name in plans if name not in losses]
         with Progress("zero-shot", len(plans), "candidates", start=len(losses)) as progress:
-            for name, plan in plans.items():
-                if name not in losses:
+            for first in range(0, len(waiting), group.size):
+                names = waiting[first : first + group.size]
+                mine = math.nan
+                if group.rank < len(names):
                     try:
-                        losses[name] = zero_shot.loss(plan)
+                        mine = zero_shot.loss(plans[names[group.rank]])
                     except RunError as error:  # one candidate's numbers say nothing about the others
-                        say(f"{name} is left out: {error}")
-                        losses[name] = None
-                    self.journal.save()
-                    progress.advance(note=f"{name} loss {self.journal.start(name):.3f}")
+                        say(f"{names[group.rank]} is left out: {error}")
+                found = [float(each) for each in group.gathered(torch.tensor(mine, dtype=torch.float64))]
+                for name, loss in zip(names, found, strict=False):
+                    losses[name] = None if math.isnan(loss) else loss
+                self.journal.save()
+                progress.advance(len(names), note=f"{names[-1]} loss {self.journal.start(names[-1]):.3f}")
 
     def require_finite(self, names: Sequence[str]) -> None:
         """Insist that there is something to choose from.

@@ -12,7 +12,7 @@ import torch
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.search import SearchConfig
 from minitron_cli.distill.cache_reader import CachedTeacher
-from minitron_cli.distill.checkpoints import Checkpoints
+from minitron_cli.distill.checkpoints import Checkpoints, remove
 from minitron_cli.distill.interrupts import Interrupted, Interrupts
 from minitron_cli.distill.trainer import Batch, Teacher, Trainer
 from minitron_cli.errors import RunError
@@ -51,7 +51,7 @@ class JointTraining:
         """`directory` keeps the candidates' checkpoints."""
         self.config, self.course, self.checkpoint, self.plans = config, course, checkpoint, plans
         self.source, self.validation, self.journal, self.directory = source, validation, journal, directory
-        self.tasks, self.progress = tasks, progress
+        self.tasks, self.progress, self.group = tasks, progress, journal.group
         self.numbers = {name: number for number, name in enumerate(plans)}
         self.present: dict[str, Contender] = {}
         self.teacher: Teacher | CachedTeacher | None = None
@@ -87,22 +87,30 @@ class JointTraining:
         """Let go of candidates that have left, in memory and on disk; their curves are in the journal."""
         for name in names:
             self.present.pop(name, None)
-            for path in self._checkpoints(name).found():
-                path.unlink()
+            self.group.wait()
+            if self.group.main:
+                for path in self._checkpoints(name).found():
+                    remove(path)
+            self.group.wait()
 
     def join(self, name: str) -> None:
         """Have a candidate in memory where it stands: as saved, else freshly cut."""
         if name not in self.present:
-            model = cut_in_memory(self.checkpoint, self.plans[name], self.course.device, torch.float32)
-            trainer = Trainer(model, self.course.training, self.course.steps, self.course.dtype)
+            course, plan = self.course, self.plans[name]
+            model = cut_in_memory(self.checkpoint, plan, course.device, torch.float32)
+            sharding = course.spread.student_sharding(self.group, course.device, course.dtype)
+            if sharding is not None:
+                shape = Shape.of(planned_config(self.checkpoint.shape, plan))
+                model = sharding.split(model, shape, trained=True)
+            trainer = Trainer(model, course.training, course.steps, course.dtype, None, self.group)
             self.present[name] = Contender(name, trainer, self._checkpoints(name))
 
     def _checkpoints(self, name: str) -> Checkpoints:
-        return Checkpoints(self.directory, 1, f"candidate-{self.numbers[name]:04d}")
+        return Checkpoints(self.directory, 1, f"candidate-{self.numbers[name]:04d}", self.group)
 
     def _train(self, group: Sequence[Contender], end: int) -> None:
         try:
-            with Interrupts() as interrupts:
+            with Interrupts(self.group) as interrupts:
                 self._steps(group, end, interrupts)
         except Interrupted as signal:
             for each in group:
@@ -127,7 +135,8 @@ class JointTraining:
 
     def step(self, contenders: Sequence[Contender], step: int) -> None:
         """One optimizer step of some candidates on the same batch."""
-        sequences, size = self.source.batch(step), self.course.micro_batch
+        whole, size = self.source.batch(step), self.course.micro_batch
+        sequences = whole[self.group.part]
         parts = [sequences[start : start + size] for start in range(0, len(sequences), size)]
         batches = [Batch.read(part, self.course.device) for part in parts]
         teacher = self._opened()
@@ -137,12 +146,14 @@ class JointTraining:
         for each in contenders:
             each.learn(batches, lessons)
             note = f"step {step + 1}  {each.name} loss {each.curve.losses[-1]:.3f}" if each.curve.losses else ""
-            self.progress.advance(rated=sequences.ids.size, note=note)
+            self.progress.advance(rated=whole.ids.size, note=note)
 
     def _opened(self) -> Teacher | CachedTeacher | None:
         """The teacher, loaded when it is first needed."""
         if self.teacher is None and self.course.taught is not None:
-            self.teacher = self.course.taught.open(self.course.device)
+            course = self.course
+            sharding = course.spread.teacher_sharding(self.group, course.device, course.dtype)
+            self.teacher = self.course.taught.open(course.device, self.group, sharding)
         return self.teacher
 
     def _look(self, contenders: Sequence[Contender], step: int) -> None:
@@ -164,7 +175,9 @@ class JointTraining:
         """Validation loss, and where it decides the tasks' errors; None where the loss is not finite."""
         size, count = self.course.micro_batch, self.config.eval_sequences
         try:
-            found = evaluate_split(contender.model, self.validation, batch_size=size, max_sequences=count)
+            found = evaluate_split(
+                contender.model, self.validation, batch_size=size, max_sequences=count, group=self.group
+            )
         except RunError as error:
             contender.fail(str(error))
             return None

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from minitron_cli.manifest import write_json
+from minitron_cli.runtime.group import Group
 from minitron_cli.search.contender import Curve
 
 JOURNAL = "state.search.json"
@@ -15,8 +16,8 @@ JOURNAL = "state.search.json"
 class Journal:
     """Zero-shot losses, and curves up to the end of each candidate's last rung; beside the candidates' checkpoints."""
 
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / JOURNAL
+    def __init__(self, directory: Path, group: Group | None = None) -> None:
+        self.path, self.group = directory / JOURNAL, group or Group()
         self.zero_shot: dict[str, float | None] = {}
         self.curves: dict[str, Curve] = {}
         if self.path.exists():
@@ -30,6 +31,8 @@ class Journal:
         return math.inf if loss is None else loss
 
     def save(self) -> None:
-        """Replace the file."""
+        """Replace the file; of several processes, the first does."""
+        if not self.group.main:
+            return
         curves = {name: curve.to_json() for name, curve in self.curves.items()}
         write_json(self.path, {"zero_shot": self.zero_shot, "curves": curves})

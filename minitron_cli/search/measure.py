@@ -68,12 +68,12 @@ class ZeroShot:
         batch_size: int,
         device: torch.device,
         dtype: torch.dtype,
-        directory: Path,
+        scratch: Path,
     ) -> None:
-        """`sequences` of the split are read, `batch_size` at a time; `directory` may hold states between layers."""
+        """`sequences` of the split are read, `batch_size` at a time; `scratch`: a file for states between layers."""
         self.checkpoint, self.split, self.device, self.dtype = checkpoint, split, device, dtype
         self.sequences, self.batch_size = min(sequences, len(split)), batch_size
-        self.directory = directory
+        self.scratch = scratch
 
     def loss(self, plan: PrunePlan) -> float:
         """Nats per token.
@@ -155,4 +155,4 @@ class ZeroShot:
         place = next((place for place in (self.device, CPU) if needed <= available_bytes(place) // 2), None)
         if place is None:
             say(f"States between layers are held on disk: {byte_size(2 * needed)}.")
-        return Activations(size, self.dtype, self.directory / "state.activations", place=place)
+        return Activations(size, self.dtype, self.scratch, place=place)

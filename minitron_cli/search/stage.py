@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from minitron_cli.checkpoint.hub import resolve
 from minitron_cli.checkpoint.reader import Checkpoint
 from minitron_cli.config.search import SearchConfig
 from minitron_cli.distill.memory import save_micro_batch, saved_micro_batch
+from minitron_cli.errors import ConfigError
 from minitron_cli.importance.layout import Scores
 from minitron_cli.importance.store import load_scores
 from minitron_cli.manifest import StageOutput, fingerprint, require_disk, write_json
@@ -22,6 +23,7 @@ from minitron_cli.models.match import require_same_tokenizer
 from minitron_cli.prune.plan import PrunePlan, best_layers, make_plan
 from minitron_cli.prune.residual import rotates
 from minitron_cli.runtime.device import pick_device, pick_dtype
+from minitron_cli.runtime.group import Group, process_group
 from minitron_cli.runtime.progress import Progress, say
 from minitron_cli.search.cost import Remaining
 from minitron_cli.search.course import Course
@@ -98,29 +100,39 @@ def run_search(config: SearchConfig) -> SearchResult:
         UserError: the input is wrong; nothing was written.
         RunError: training diverged.
     """
-    began = time.monotonic()
     if config.list:
         return run_list(config)
+    with process_group() as group:
+        return _run(config, group)
+
+
+def _run(config: SearchConfig, group: Group) -> SearchResult:
+    began = time.monotonic()
     assert config.out is not None
-    job = _job(config)
-    output = StageOutput(config.out, "search", config, job.inputs, force=config.force, resumable=True)
+    if config.mix.tasks and group.size > 1:
+        raise ConfigError(f"--rank {config.rank} runs tasks, which one process does; rank by loss or kl, or use one.")
+    with group.main_first():  # a finished OUT.partial is renamed by one of them
+        job = _job(config)
+        output = StageOutput(config.out, "search", config, job.inputs, force=config.force, resumable=True)
     if output.result is not None:
         say(f"{config.out} is up to date.")
         return SearchResult(**output.result)
     found, seconds = job.found, dict[str, float]()
     if config.timed:
-        found, seconds = fast(config, found, _known(output))
+        found, seconds = group.from_main(fast(config, found, _known(output)) if group.main else ({}, {}))
     measured = job.spread(found)
     plans = job.plans(measured)
-    zero_shot = _zero_shot(job, output, measured, plans)
-    course = _course(job, output, measured)
+    zero_shot = _zero_shot(job, output, measured, plans, group.rank)
+    course = _course(job, output, measured, group)
     tasks = TaskErrors(config)
-    with output:
-        if config.timed:
+    group.wait()  # all have looked at OUT before one of them changes it
+    with output if group.main else nullcontext():
+        if config.timed and group.main:
             write_json(output.partial / TIMINGS, seconds)
-        if course is not None:
-            save_micro_batch(output.partial, course.micro_batch)
-        journal = Journal(output.partial)
+        if course is not None and group.main:
+            save_micro_batch(output.partial, course.micro_batch, group.size)
+        group.wait()
+        journal = Journal(output.partial, group)
         funnel = Funnel(config.mix, journal)
         funnel.measure(plans, zero_shot)
         for candidates in measured.values():
@@ -128,8 +140,10 @@ def run_search(config: SearchConfig) -> SearchResult:
         rungs = _compete(job, course, funnel, measured, plans, tasks, output.partial) if course else []
         findings = Findings(config, job.checkpoint.shape, found, measured, plans, course, funnel, rungs, seconds)
         result = findings.result(time.monotonic() - began)
-        write_findings(findings, result, output.partial)
-        output.commit(result.to_json())
+        if group.main:
+            write_findings(findings, result, output.partial)
+            output.commit(result.to_json())
+        group.wait()
     return result
 
 
@@ -182,7 +196,7 @@ def _known(output: StageOutput) -> dict[str, float]:
     return dict(json.loads(saved.read_text("utf-8"))) if output.resuming and saved.exists() else {}
 
 
-def _zero_shot(job: Job, output: StageOutput, measured: Chosen, plans: Mapping[str, PrunePlan]) -> ZeroShot:
+def _zero_shot(job: Job, output: StageOutput, measured: Chosen, plans: Mapping[str, PrunePlan], rank: int) -> ZeroShot:
     """How losses before training are measured.
 
     Raises:
@@ -192,14 +206,14 @@ def _zero_shot(job: Job, output: StageOutput, measured: Chosen, plans: Mapping[s
     zero_shot = ZeroShot(
         job.checkpoint, job.dataset.split("validation"), sequences=config.eval_sequences,
         batch_size=config.micro_batch or min(config.batch_size, ZERO_SHOT_BATCH), device=job.device,
-        dtype=pick_dtype(config.dtype, job.device), directory=output.partial,
+        dtype=pick_dtype(config.dtype, job.device), scratch=output.partial / f"state.activations-{rank}",
     )  # fmt: skip
     largest = max((each for candidates in measured.values() for each in candidates), key=lambda c: c.shape.params)
     zero_shot.require(plans[largest.name])
     return zero_shot
 
 
-def _course(job: Job, output: StageOutput, measured: Chosen) -> Course | None:
+def _course(job: Job, output: StageOutput, measured: Chosen, group: Group) -> Course | None:
     """The training as it fits this machine; says what the search will do.
 
     Raises:
@@ -217,8 +231,8 @@ def _course(job: Job, output: StageOutput, measured: Chosen) -> Course | None:
             of = f" of {size}" if size else ""
             say(f"--finalists {config.finalists}: there are only {count} candidates{of}; all of them are distilled.")
     shapes = [each.shape for candidates in measured.values() for each in candidates]
-    before = saved_micro_batch(output.partial) if output.resuming else None
-    course = course.within_memory(shapes, before)
+    before = saved_micro_batch(output.partial, group.size) if output.resuming else None
+    course = course.within_memory(shapes, before, group)
     if course.taught is not None:
         course.taught.require_room(job.device)
     largest = max(shape.params for shape in shapes)
