@@ -16,7 +16,7 @@ from minitron_cli.stages import format_run, plan_recipe, run_recipe
 
 STAGES = {
     "align-quickstart": ["data", "importance", "search", "pruned", "student", "aligned"],
-    "quickstart": ["data", "importance", "search", "pruned", "student", "cross-entropy", "scratch"],
+    "quickstart": ["data", "importance", "search", "pruned", "student", "cross-entropy", "scratch", "bench"],
     "quickstart-teacher": ["data", "student"],
     "width": ["data", "importance", "pruned", "student"],
     "depth": ["data", "importance", "pruned", "student"],
@@ -31,6 +31,7 @@ SMALL = {
     "correct": TRAINING,
     "align": ("reward=length:30", "steps=2", "batch_size=2", "k=2", "n=2", "max_new_tokens=4", "eval_samples=8"),
     "eval": ("batch_size=2", "max_sequences=2"),
+    "bench": ("batch_size=[1]", "context=[8]", "rounds=1", "new_tokens=2"),
 }
 
 
