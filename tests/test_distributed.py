@@ -46,7 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_checkpoint(root / "teacher", num_hidden_layers=3, hidden_size=36)
     make_checkpoint(root / "tied", num_hidden_layers=2, seed=1)
     make_checkpoint(root / "untied", num_hidden_layers=2, seed=2, tie_word_embeddings=False)
-    for family in ("gemma2", "gpt2", "opt-post_norm", "phi"):
+    for family in ("gemma2", "gpt2", "opt-post_norm", "phi", "mixtral"):
         make_model(root / family, family, seed=3)
     make_data(root / "data", root / "teacher", train=48)
     scores = {"checkpoint": str(root / "tied"), "data": root / "data", "samples": 8, "loss_samples": 0}
