@@ -516,6 +516,7 @@ def test_the_output_of_one_stage(tmp_path: Path) -> None:
         {"checkpoint": f"/far/{name}", "tasks": tasks}
         for name, tasks in zip(("small", "cut", "whole"), scores, strict=True)
     ]
+    rows = [{**row, "params": 1000 * n, "loss": 2.0, "tokens": 987_654} for n, row in enumerate(rows, 1)]
     result = {
         **rows[0],
         "against": [rows[2], rows[1]],
@@ -525,6 +526,8 @@ def test_the_output_of_one_stage(tmp_path: Path) -> None:
     manifest(tmp_path, "compared", "eval", {}, result, 3.0)
     reader = page(tmp_path / "compared")
     assert ["blimp", "acc", "0.800 ± 0.010", "0.700 ± 0.010", "0.600 ± 0.010"] in reader.rows
+    assert ["small", "1,000", NONE, NONE, "2.000", "0.000"] in [row[:6] for row in reader.rows]
+    assert "987,654" not in reader.text  # what an evaluation predicted is not what a model was trained on
     assert "It keeps 75.0 % of blimp (acc)." in reader.text and "blimp: half of it." in reader.text
     (run / "run.json").unlink()
     assert [name for name in page(run).ids if name in SECTIONS] == [name for name in SECTIONS if name != "speed"]

@@ -36,7 +36,8 @@ class EvalResult:
     `tasks` holds metrics by task and by group, each group before its members; `groups` the members of each group;
     `notes` what is less than a whole task or group (files of some questions only). `against`: the same of the
     checkpoints compared with, and `retention`, our values over theirs.
-    `loss` is nats per token; `seconds` the wall time of the run that measured.
+    `loss` is nats per token; `params` the parameters of the stock class, tied ones once; `seconds` the wall time of the
+    run that measured.
     """
 
     out: str
@@ -48,6 +49,7 @@ class EvalResult:
     bits_per_byte: float | None
     tokens: int | None
     seconds: float
+    params: int | None = None
     notes: dict[str, str] = field(default_factory=dict)
     against: list[dict[str, Any]] = field(default_factory=list)
 
@@ -191,4 +193,4 @@ class _Measuring:
                 chat_template=config.chat_template, samples=folder if config.log_samples else None,
             )  # fmt: skip
         found = done["perplexity"] or dict.fromkeys(("loss", "perplexity", "bits_per_byte", "tokens"))
-        return {"tasks": metrics, **found}
+        return {"tasks": metrics, **found, "params": sum(each.numel() for each in model.parameters())}

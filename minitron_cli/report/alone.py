@@ -75,6 +75,9 @@ def _assembled(path: Path, found: Mapping[Path, dict[str, Any]]) -> RunFiles:
     )
     if not run["models"] and stages == ["eval"]:
         run["models"] = compared(next(iter(found.values())))
+    trained = {str(place.resolve()): table(each.get("result")).get("tokens")
+               for place, each in found.items() if each["stage"] == "distill"}  # fmt: skip
+    run["models"] = [{**row, "tokens": trained.get(str(Path(row["path"]).resolve()))} for row in run["models"]]
     files = read_stages(path, run, places, audits)
     return replace(files, run={**run, "teacher": _teacher(found)})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from minitron_cli.checkpoint.card import shown
 from minitron_cli.drawing.format import NONE, count, fixed, number, percent, ratio, signed
 from minitron_cli.report.gather import Model, RunFiles, table
 from minitron_cli.report.speed import speed_sentence
@@ -68,7 +69,7 @@ def headline(files: RunFiles, teacher: Model | None, student: Model | None) -> d
     name = str(
         files.recipe.get("teacher") or files.run.get("teacher") or (teacher.path if teacher else "") or "teacher"
     )
-    parts["teacher"] = name
+    parts["teacher"] = shown(name)
     if teacher is not None and teacher.params is not None:
         parts["teacher_params"] = count(teacher.params)
     if student is None:
@@ -113,9 +114,8 @@ def _losses(files: RunFiles) -> list[str]:
         share = percent(pruned.loss - student.loss, pruned.loss - teacher.loss, 0)
         what = "Distillation" if distilled else "Retraining"
         lost = fixed(pruned.loss - teacher.loss)
-        found.append(
-            f"{what} on {count(student.tokens)} tokens recovered {share} of the {lost} nats that pruning cost."
-        )
+        on = f" on {count(student.tokens)} tokens" if student.tokens else ""
+        found.append(f"{what}{on} recovered {share} of the {lost} nats that pruning cost.")
     others = (("cross-entropy", "retraining with cross-entropy"), ("scratch", "training the same shape from scratch"))
     for name, what in others:
         other = files.model(name)

@@ -195,6 +195,7 @@ def compared(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
                 **entry,
                 "name": shown if role in taken else role,
                 "label": shown,
+                "tokens": None,  # an evaluation's are those it predicted
                 "path": str(entry.get("checkpoint") or ""),
             }
         )

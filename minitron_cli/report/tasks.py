@@ -78,9 +78,12 @@ def depth(task: str, groups: dict[str, list[str]]) -> int:
 
 @dataclass(frozen=True)
 class Kept:
-    """One row of the chart: a task, how deep it lies in groups, its metric, and each model's share of the teacher's."""
+    """One row of the chart: a task and its name without that of its group, how deep it lies in groups, its metric, and
+    each model's share of the teacher's value.
+    """
 
     task: str
+    label: str
     depth: int
     metric: str
     teacher: float
@@ -100,14 +103,16 @@ def retention(files: RunFiles) -> list[Kept]:
         found = [(model, number(model.tasks.get(task, {}).get(metric))) for model in others]
         shares = [(model, value / reference) for model, value in found if value is not None and reference]
         if shares and reference:
-            rows.append(Kept(task, depth(task, files.groups), metric, reference, shares))
+            group = next((name for name, members in files.groups.items() if task in members), "")
+            label = task.removeprefix(f"{group.partition('_')[0]}_") if group else task
+            rows.append(Kept(task, label, depth(task, files.groups), metric, reference, shares))
     return rows if len(rows) <= ROWS else [row for row in rows if not row.depth]
 
 
 def retention_chart(rows: Sequence[Kept], width: int) -> Markup:
     """One row per task, one mark per model: its share of the teacher's value. The line is the teacher."""
     pitch, top = 24.0, 22.0
-    names = [_cut("  " * row.depth + row.task, 24 if width < 500 else 46) for row in rows]
+    names = [_cut("  " * row.depth + row.label, 24 if width < 500 else 52) for row in rows]
     left = min(width * 0.5, 16 + CHARACTER * max(len(name) for name in names))
     shares = [share for row in rows for _, share in row.shares] + [1.0]
     marks, _ = ticks(min(shares), max(shares), 4 if width < 500 else 7)
