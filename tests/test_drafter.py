@@ -38,7 +38,6 @@ UNPUBLISHED = {
 TOGETHER: dict[str, tuple[dict[str, int], ...]] = {
     "bamba": ({"mamba_n_heads": 8, "mamba_d_head": 12}, {"hidden_size": 96, "mamba_expand": 1}),
     "falcon_h1": ({"mamba_n_heads": 24, "mamba_d_head": 5}, {"mamba_d_ssm": 240, "mamba_d_head": 20}),
-    "falcon_h1-no_norm": ({"mamba_n_heads": 24, "mamba_expand": 6}, {"hidden_size": 88, "mamba_d_head": 22}),
 }
 """Numbers that the stock class accepts only in step."""
 

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import make_model
+from helpers import logits, make_model
 from helpers_align import make_prompts
 from helpers_chain import make_data
 from helpers_tokenizer import make_tokenizer
+from oracle import masked_original
 from safetensors.torch import load_file, save_file
-from tiny import TINY
+from tiny import NO_NORM, PERIODS, TINY
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from minitron_cli.align.stage import plan_align
@@ -136,7 +137,7 @@ def test_layers_leave_by_kind_in_every_spelling() -> None:
     cut = new_config(both, shape.family, {**shape.sizes, "layers": 2}, [3, 6])
     assert cut["hybrid_override_pattern"] == "*-" and cut["layers_block_type"] == ["full_attention", "mlp"]
 
-    periods = TINY["qwen3_next-periods"]
+    periods = {**PERIODS, "model_type": "qwen3_next"}
     shape = Shape.of(periods)
     cut = new_config(periods, shape.family, {**shape.sizes, "layers": 3}, [0, 2, 3])
     assert cut["layer_types"] == ["linear_attention", "full_attention", "linear_attention"]
@@ -147,8 +148,23 @@ def test_layers_leave_by_kind_in_every_spelling() -> None:
     assert kept == [0, 2], "the only attention layer stays, though it scores lowest"
 
 
+def test_falcon_h1_without_its_norm(tmp_path: Path) -> None:
+    """As most of them were published: nothing divides by what stays, so that the mask alone is the same function."""
+    source = make_model(tmp_path / "model", "falcon_h1", **{**NO_NORM, "tie_word_embeddings": False})
+    config = PruneConfig(
+        checkpoint=str(source), out=tmp_path / "cut", mamba_groups=3, mamba_heads=6, mamba_head_dim=8, head_dim=12
+    )
+    plan = plan_prune(config)
+    run_prune(config)
+    pruned = logits(tmp_path / "cut", IDS)
+    masked = masked_original(source, plan, tmp_path / "masked").logits(IDS)
+    control = masked_original(source, plan, tmp_path / "control", rotate=1).logits(IDS)
+    assert (pruned - masked).abs().max() < 2e-4 * masked.abs().max()
+    assert (pruned - control).abs().max() > 1e-2 * masked.abs().max()
+
+
 def test_axes_that_a_model_has_none_of() -> None:
-    shape = Shape.of(TINY["nemotron_h"])
+    shape = Shape.of({**TINY["nemotron_h"], "layers_block_type": ["linear_attention", "mlp", "full_attention"]})
     assert "experts" not in shape.shown() and "expert_latent" not in shape.shown()
     with pytest.raises(ShapeError, match="--experts: no layer of this nemotron_h model has any"):
         size_plan(shape, {"experts": 2})
@@ -259,7 +275,7 @@ def scored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     make_tokenizer(root / "model")
     vocab = len(load_tokenizer(root / "model"))
     kinds = ["linear_attention", "moe", "full_attention", "mlp", "linear_attention", "moe"]
-    make_model(root / "model", "nemotron_h-moe", vocab_size=vocab, layers_block_type=kinds, n_group=1)
+    make_model(root / "model", "nemotron_h-latent", vocab_size=vocab, layers_block_type=kinds, n_group=1)
     data = make_data(root / "data", root / "model")
     run_importance(ImportanceConfig(checkpoint=str(root / "model"), data=data, out=root / "scores", samples=16))
     return {"model": root / "model", "data": data, "scores": root / "scores"}

@@ -29,19 +29,15 @@ def _of(base: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 TINY: dict[str, dict[str, Any]] = {
     "nemotron_h": _of(
-        _BASE, hidden_size=44, **_MAMBA, use_bias=True, mlp_bias=True,
-        layers_block_type=["linear_attention", "mlp", "full_attention", "linear_attention"],
+        _BASE, hidden_size=40, **_MAMBA, use_bias=True, mlp_bias=True, n_routed_experts=6, num_experts_per_tok=2,
+        moe_intermediate_size=24, moe_shared_expert_intermediate_size=34, norm_topk_prob=False,
+        layers_block_type=["linear_attention", "mlp", "full_attention", "moe"],
     ),
-    "nemotron_h-moe": _of(
+    "nemotron_h-latent": _of(
         _BASE, hidden_size=44, **_MAMBA, use_conv_bias=False, moe_latent_size=40, mlp_bias=True,
         n_routed_experts=10, num_experts_per_tok=3, n_group=2, topk_group=1, moe_intermediate_size=24,
         moe_shared_expert_intermediate_size=34, routed_scaling_factor=2.5,
-        layers_block_type=["linear_attention", "moe", "full_attention", "moe"],
-    ),
-    "nemotron_h-moe_mlp": _of(
-        _BASE, hidden_size=40, **_MAMBA, n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=24,
-        moe_shared_expert_intermediate_size=34, norm_topk_prob=False,
-        layers_block_type=["moe", "mlp", "full_attention", "linear_attention"],
+        layers_block_type=["moe", "linear_attention", "full_attention", "moe"],
     ),
     "bamba": _of(
         _BASE, mamba_n_groups=4, mamba_n_heads=16, mamba_d_head=6, mamba_d_state=7, mamba_chunk_size=8,
@@ -53,10 +49,6 @@ TINY: dict[str, dict[str, Any]] = {
         projectors_bias=True, attention_bias=True, embedding_multiplier=3.0, lm_head_multiplier=0.5,
         key_multiplier=0.7, mlp_multipliers=[1.3, 0.8], attention_in_multiplier=1.2, attention_out_multiplier=0.9,
         ssm_in_multiplier=1.1, ssm_out_multiplier=0.6, ssm_multipliers=[0.5, 1.5, 0.8, 1.2, 0.9],
-    ),
-    "falcon_h1-no_norm": _of(
-        _BASE, hidden_size=44, mamba_d_ssm=None, mamba_expand=3, mamba_n_groups=4, mamba_n_heads=12,
-        mamba_d_head="auto", mamba_d_state=7, mamba_chunk_size=8, tie_word_embeddings=True, mamba_conv_bias=False,
     ),
     "llama": _of(_BASE, attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5),
     "mistral": _of(_BASE, hidden_size=44, tie_word_embeddings=True, rms_norm_eps=1e-5, sliding_window=None),
@@ -159,10 +151,6 @@ TINY |= {
         _SPARSE, **_DELTA, shared_expert_intermediate_size=32, mlp_only_layers=[0], attention_bias=True,
         layer_types=_BETWEEN,
     ),
-    "qwen3_next-periods": _of(
-        _SPARSE, **_DELTA, shared_expert_intermediate_size=32, decoder_sparse_step=2, full_attention_interval=3,
-        tie_word_embeddings=True,
-    ),
     "qwen3_5_text": _of(_BASE, hidden_size=44, **_DELTA, attention_bias=True, layer_types=_BETWEEN),
     "qwen3_5_moe_text": _of(
         _SPARSE, **_DELTA, shared_expert_intermediate_size=32, layer_types=_BETWEEN, attention_bias=True
@@ -193,7 +181,18 @@ _GPT2: dict[str, Any] = {
 _NEOX: dict[str, Any] = {**_DENSE, "hidden_size": 64, "num_attention_heads": 4}
 _WINDOWS = ["full_attention", "sliding_attention", "full_attention"]
 
+NO_NORM: dict[str, Any] = _of(
+    _BASE, hidden_size=44, mamba_d_ssm=None, mamba_expand=3, mamba_n_groups=4, mamba_n_heads=12, mamba_d_head="auto",
+    mamba_d_state=7, mamba_chunk_size=8, mamba_rms_norm=False, tie_word_embeddings=True, mamba_conv_bias=False,
+)  # fmt: skip
+PERIODS: dict[str, Any] = _of(
+    _SPARSE, **_DELTA, shared_expert_intermediate_size=32, decoder_sparse_step=2, full_attention_interval=3,
+    tie_word_embeddings=True,
+)  # fmt: skip
+
 VARIANTS: dict[str, dict[str, Any]] = {
+    "falcon_h1-no_norm_tied": NO_NORM,
+    "qwen3_next-periods_tied": PERIODS,
     "llama-sparse": {**_DENSE},
     "llama-tied": {**_DENSE, "tie_word_embeddings": True, "num_key_value_heads": None},
     "mistral-untied": {**_DENSE, "head_dim": 6},

@@ -24,8 +24,17 @@ AXES = {
     "vocab": "vocabulary",
     "experts": "experts",
     "expert_ffn": "neurons per expert",
+    "expert_latent": "latent channels of experts",
+    "mamba_groups": "Mamba groups",
+    "mamba_heads": "Mamba heads",
+    "mamba_head_dim": "channels per Mamba head",
+    "mamba_state": "Mamba state",
+    "linear_key_heads": "key heads of linear attention",
+    "linear_value_heads": "value heads of linear attention",
+    "linear_key_dim": "channels per key head",
+    "linear_value_dim": "channels per value head",
 }
-IMPLIED = {"group", "v_head_dim"}
+IMPLIED = {"group", "v_head_dim", "mamba_group", "linear_group"}
 """Axes that follow from others."""
 
 CANDIDATES = 12
