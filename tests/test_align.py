@@ -98,10 +98,11 @@ def opened(place: dict[str, Any], tmp_path: Path, **changes: Any) -> Run:
     """A run before its first step."""
     from minitron_cli.align.reward_models import open_reward
     from minitron_cli.align.stage import _job, _open_run
+    from minitron_cli.runtime.group import Group
 
     config = options(place, tmp_path / "out", **changes)
     (tmp_path / "out.partial").mkdir()
-    return _open_run(_job(config), open_reward(config, CPU, torch.float32), tmp_path / "out.partial")
+    return _open_run(_job(config), open_reward(config, CPU, torch.float32), tmp_path / "out.partial", Group())
 
 
 def test_bond_imitates_the_best_anchor_sample_and_ranks_its_own(place: dict[str, Any], tmp_path: Path) -> None:

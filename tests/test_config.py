@@ -18,11 +18,13 @@ from minitron_cli.config.data import DataConfig
 from minitron_cli.config.distill import DistillConfig, OptimizerConfig, TextConfig, TrainingConfig
 from minitron_cli.config.evaluate import EvalConfig
 from minitron_cli.config.importance import ImportanceConfig
+from minitron_cli.config.plan import PlanConfig
 from minitron_cli.config.prune import PruneConfig
 from minitron_cli.config.recipe import Recipe, load_recipe, shipped
 from minitron_cli.config.report import ReportConfig
 from minitron_cli.config.run import CompressConfig, RunConfig
 from minitron_cli.config.search import SearchConfig
+from minitron_cli.config.sharding import ShardingConfig
 from minitron_cli.errors import ConfigError
 
 NEEDED: dict[type[StageConfig], dict[str, Any]] = {
@@ -43,6 +45,7 @@ NEEDED: dict[type[StageConfig], dict[str, Any]] = {
     DistillConfig: {"student": "s", "teacher": "t", "data": Path("d"), "steps": 1, "out": Path("o")},
     EvalConfig: {"checkpoint": "ckpt", "data": Path("d"), "out": Path("o")},
     RunConfig: {"recipe": "quickstart"},
+    PlanConfig: {"recipe": "quickstart"},
     CompressConfig: {"checkpoint": "ckpt", "params": "50%", "data": ("text",), "out": Path("o")},
     ReportConfig: {"run": Path("r")},
     Recipe: {"name": "n", "teacher": "t", "data": {"sources": ["text"]}},
@@ -70,7 +73,7 @@ def test_every_class_is_here() -> None:
         return {cls}.union(*(below(child) for child in cls.__subclasses__()))
 
     declared = {cls for cls in below(StageConfig) if cls.__module__.startswith("minitron_cli.config.")}
-    shared = {TextConfig, OptimizerConfig, TrainingConfig}
+    shared = {TextConfig, OptimizerConfig, ShardingConfig, TrainingConfig}
     assert {cls for cls in declared if dataclasses.fields(cls)} - {StageConfig} <= {*NEEDED} | shared | {
         cls for cls in declared if cls.__module__.endswith(".base")
     }

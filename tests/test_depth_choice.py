@@ -151,7 +151,9 @@ def importance(chain: tuple[Path, Path], out: Path, **options: Any) -> dict[str,
 
 
 def gone_after(chain: tuple[Path, Path], out: Path, layers: int, **options: Any) -> tuple[list[int], str]:
-    config = PruneConfig(checkpoint=str(chain[0]), importance=out, layers=layers, out=out / "x", **options)
+    config = PruneConfig(
+        checkpoint=str(chain[0]), importance=out, layers=layers, out=out / "x", width_score="activation", **options
+    )
     plan = plan_prune(config)
     return [layer for layer in range(4) if layer not in plan.layers], plan.ranked_by
 
