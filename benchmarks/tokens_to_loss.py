@@ -43,13 +43,14 @@ KEPT = {"hidden": 0.75, "ffn": 0.5}
 PAPER: dict[str, Any] = {"rescale": "off", "rotate": "off", "width_score": "activation", "repair": "off"}
 REPAIRED: dict[str, Any] = {**PAPER, "repair": "on"}
 BETTER: dict[str, Any] = {"repair": "on", "width_score": "fluctuation"}
-ROTATED: dict[str, Any] = {**PAPER, "rotate": "on", "rescale": "measured"}
+ROTATED: dict[str, Any] = {**PAPER, "rotate": "on"}
 ARMS: dict[str, dict[str, Any]] = {
     "paper": PAPER,
     "repair": REPAIRED,
     "fluctuation, repair": {**PAPER, **BETTER},
-    "rotate, rescale": ROTATED,
-    "rotate, rescale, fluctuation, repair": {**ROTATED, **BETTER},
+    "rotate": ROTATED,
+    "rotate, fluctuation, repair": {**ROTATED, **BETTER},
+    "rotate, rescale, fluctuation, repair": {**ROTATED, **BETTER, "rescale": "measured"},
 }
 
 

@@ -525,7 +525,7 @@ def bad_inputs(root: Path) -> Iterator[tuple[list[str], dict[str, Any], str]]:
     good = put("good.jsonl", b'{"text": "the fox jumps over the dog and more"}\n')
     yield [f"{root}/none.txt"], {}, "none.txt does not exist; give a file"
     yield ["corpus.txt"], {}, "corpus.txt does not exist; give a file"
-    yield ["a/b/c"], {}, "a/b/c does not exist."
+    yield ["a/b/c"], {}, "a/b/c does not exist; give a file"
     yield ["not an id"], {}, "not an id is neither an existing path nor a Hub data set id (owner/name)."
     yield ["owner/name"], {}, "owner/name is not an existing path, and the Hub gives no such data set:"
     yield [put("bad.txt", b"good line\nbad \xff line\n")], {}, "bad.txt is not UTF-8 text: byte 14 cannot be decoded"
