@@ -10,15 +10,16 @@ import torch
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of fp32 logits held at once: `chunk`, enough rows for matrix products to run at full speed, and `block`,
-    few enough for several passes over them to stay in the processor's cache.
+    """Bytes of fp32 logits held at once: `chunk`, enough rows for matrix products to run at full speed and no more (two
+    such buffers are most of what a loss holds), and `block`, few enough for several passes over them to stay in the
+    processor's cache.
     """
 
     chunk: int
     block: int
 
 
-CPU = Sizes(200 << 20, 2 << 20)
+CPU = Sizes(80 << 20, 2 << 20)
 ACCELERATOR = Sizes(512 << 20, 32 << 20)
 CHUNK_TOKENS = 4096
 """Longer chunks gain nothing."""
