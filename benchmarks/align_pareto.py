@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs") / RECIPE, help="directory of the recipe's run")
     parser.add_argument("--methods", default=",".join(METHODS), help="which to train")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
-    parser.add_argument("--samples", type=int, default=2000, help="samples of each in the final comparison")
+    parser.add_argument("--samples", type=int, default=8000, help="samples of each in the final comparison")
     parser.add_argument("--figure", type=Path, default=Path("align_pareto.svg"))
     options = parser.parse_args()
     set_quiet(True)
